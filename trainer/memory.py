@@ -16,6 +16,9 @@ from fairlead.config.training import TrainingSection
 from fairlead.errors import ConfigError, OutOfMemory
 from fairlead.nn import allocator
 
+FREE_BYTES = 64 << 20
+"""Freed memory that a stage keeps on a CPU for its next pass: all of it with a small model, and little of it
+compared with a large one."""
 _MESSAGES = ("out of memory", "not enough memory", "can't allocate memory")
 """Parts of torch's messages about a lack of memory, on GPUs and CPUs."""
 
@@ -40,10 +43,10 @@ def recompute_blocks(model: PreTrainedModel, *, field: str) -> None:
 
 
 def backward(loss: Tensor) -> None:
-    """Add the gradients of a loss; on a CPU, return the gaps of the heap, which would add up."""
+    """Add the gradients of a loss; on a CPU, return the gaps of the heap if they have added up."""
     loss.backward()  # type: ignore[no-untyped-call]
     if loss.device.type == "cpu":
-        allocator.give_back()
+        allocator.give_back(above=FREE_BYTES)
 
 
 @contextmanager

@@ -61,6 +61,7 @@ def run(
         The exit code.
     """
     options = _flags(stage).parse_args(argv)
+    allocator.keep_some_freed_memory(memory.FREE_BYTES)
     allocator.bound_kernels()
     try:
         # Warnings about the configuration come before it says how to log.

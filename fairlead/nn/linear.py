@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 ROWS = 8
 """Batches are padded to a multiple of this: oneDNN compiles a kernel for every new number of rows, which
 takes as long as about ten batches, and keeps half a MiB for each."""
+_SMALLEST_LAYER = 1 << 15
+"""Weights of the smallest layer that is replaced: below, compiling kernels for batches of many shapes takes
+longer than they save (twice the time for 64 × 64, even at 128 × 128)."""
 _LIKE_BATCH_ROWS = 512
 """Number of rows that the layout is optimised for; any other number works too."""
 _TOLERANCE = 1e-4
@@ -42,11 +45,15 @@ class PackedLinear(nn.Module):
 
 
 @torch.inference_mode()
-def pack_linears(model: nn.Module) -> int:
+def pack_linears(model: nn.Module, *, smallest: int = _SMALLEST_LAYER) -> int:
     """Replace the float32 linear layers of a model on the CPU; return their number, 0 if oneDNN is not
     available.
 
     Layers that share their weight with another, and subclasses that do more than multiply, are kept.
+
+    Args:
+        model: its layers are replaced in place.
+        smallest: layers with fewer weights are kept.
     """
     if not torch.backends.mkldnn.is_available() or not _works():  # type: ignore[no-untyped-call]
         return 0
@@ -58,7 +65,8 @@ def pack_linears(model: nn.Module) -> int:
                 continue
             weight = child.weight
             assert isinstance(weight, Tensor)
-            if weight.device.type != "cpu" or weight.dtype != torch.float32:
+            is_float32 = weight.device.type == "cpu" and weight.dtype == torch.float32
+            if not is_float32 or weight.numel() < smallest:
                 continue
             bias = child.bias
             # Conv1D of transformers, used by GPT-2, is a linear layer with its weight transposed.

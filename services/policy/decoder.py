@@ -157,11 +157,10 @@ class Decoder:
         self._draw(logits_UV[rows], self._plan(group), _keys(group), _positions(group), group, version)
 
     def _spread_rows(self, first: int, group: Sequence[SampleState], prompt_rows: Sequence[int]) -> None:
-        """Copy the rows of U distinct prompts to the rows of all samples, the last first."""
+        """Copy the rows of U distinct prompts to the rows of all samples."""
         left = self._cache.head - max(len(sample.prompt) for sample in group)
-        for index in reversed(range(len(group))):
-            if prompt_rows[index] != index:
-                self._cache.copy_rows([first + prompt_rows[index]], [first + index], left=left)
+        copied = [(first + row, first + index) for index, row in enumerate(prompt_rows) if row != index]
+        self._cache.copy_rows([row for row, _ in copied], [row for _, row in copied], left=left)
 
     def _draw(
         self,

@@ -155,7 +155,11 @@ class EngineThread:
                 deadlines = [request.deadline(self.version) for request in requests]
                 due = min((deadline for deadline in deadlines if deadline is not None), default=None)
                 if any(request.closed or self._is_served(request) for request in requests):
-                    return True
+                    arriving = self._scheduler.arriving_seconds()
+                    if not arriving:
+                        return True
+                    self._wake.wait(arriving)
+                    continue
                 if due is not None and due <= now:
                     return True
                 self._wake.wait(None if due is None else due - now)

@@ -5,6 +5,8 @@ Part of the engine. Any thread may add requests; the engine's thread takes sampl
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Container
 from threading import Lock
@@ -15,10 +17,14 @@ from services.policy.pending_request import PendingRequest
 from services.policy.sample_state import SampleState
 
 _MAX_DEFERRED_STEPS = 4
-"""Decoding steps for which free slots may wait for more of them; tuned by benchmarks/generation.py."""
+"""Decoding steps for which free slots may wait for more of them, or for more samples while these arrive;
+tuned by benchmarks/generation.py."""
 _FREE_FRACTION = 8
 """A prefill waits until this fraction of the slots is free, because it costs as much as a step of all slots.
 """
+_PAUSE_SECONDS = 0.003
+"""Time without a further request after which a batch of requests counts as complete."""
+_LONGEST_ARRIVAL_SECONDS = 0.05
 
 
 class Scheduler:
@@ -35,6 +41,8 @@ class Scheduler:
         self._waiting: deque[tuple[PendingRequest, SampleState]] = deque()
         self._tokens = 0
         self._deferred_steps = 0
+        self._has_arrivals = False
+        self._first_arrival = self._last_arrival = -math.inf
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -57,12 +65,16 @@ class Scheduler:
                     retry_after_seconds=round(delay, 1),
                 )
             self._tokens += tokens
+            self._has_arrivals = True
+            self._last_arrival = time.monotonic()
+            if not self._waiting:
+                self._first_arrival = self._last_arrival
             self._waiting.extend((request, sample) for sample in request.samples)
 
     def take(
         self, *, free: int, version: WeightVersion, only: Container[PendingRequest] | None = None
     ) -> list[tuple[PendingRequest, SampleState]]:
-        """Return samples that get a slot now, or none if it is worth waiting for more free slots.
+        """Return samples that get a slot now, or none if it is worth waiting for more free slots or samples.
 
         Args:
             free: number of free slots.
@@ -77,10 +89,14 @@ class Scheduler:
                 for request, _ in self._waiting
             ]
             ready = sum(may_run)
-            wanted = min(ready, max(1, self._slots // _FREE_FRACTION))
+            batch = max(1, self._slots // _FREE_FRACTION)
+            # Requests of one batch of tasks arrive within a few steps of each other.
+            is_arriving = self._has_arrivals and free < self._slots and ready < min(free, batch)
+            self._has_arrivals = False
             if not ready:
                 return []
-            if free < wanted and self._deferred_steps < self._max_deferred_steps:
+            is_worth_waiting = is_arriving or free < min(ready, batch)
+            if is_worth_waiting and self._deferred_steps < self._max_deferred_steps:
                 self._deferred_steps += 1
                 return []
             self._deferred_steps = 0
@@ -91,6 +107,19 @@ class Scheduler:
                 (taken if fits else kept).append(entry)
             self._keep(kept)
             return taken
+
+    def arriving_seconds(self) -> float:
+        """Return how long it is worth waiting for further requests before the first step; 0 if it is not.
+
+        A batch of tasks arrives as one request after another. The first of them would be decoded by
+        themselves, while reading the others takes twice as long.
+        """
+        if not self._max_deferred_steps:
+            return 0.0
+        now = time.monotonic()
+        with self._lock:
+            end = min(self._last_arrival + _PAUSE_SECONDS, self._first_arrival + _LONGEST_ARRIVAL_SECONDS)
+        return max(0.0, end - now)
 
     def drop_closed(self) -> None:
         """Remove the samples of requests that have ended."""

@@ -26,10 +26,12 @@ _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-MAX_CALLS = 2
-"""Calls in progress before items wait to be coalesced: one is computed while the next is in transit."""
-LONGEST_WAIT_SECONDS = 0.01
-"""Items wait at most this long, however many calls are in progress: slow services get parallel calls."""
+MAX_CALLS = 1
+"""Calls in progress before items wait to be coalesced. A second one would halve the number of items in a
+call, and cost more than the transit in which nothing is computed."""
+LONGEST_WAIT_SECONDS = 0.05
+"""Items wait at most this long, however many calls are in progress: slow services, and several replicas, get
+parallel calls."""
 MAX_SEQUENCES = 64
 MAX_TOKENS = 65_536
 

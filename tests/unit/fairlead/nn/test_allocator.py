@@ -13,13 +13,16 @@ import ctypes, resource, sys
 from fairlead.nn import allocator
 if sys.argv[1] == "keep":
     allocator.keep_freed_memory()
+if sys.argv[1] == "some":
+    allocator.keep_some_freed_memory(64 << 20)
+size = int(sys.argv[2]) << 20
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
 
 def allocate_and_free():
-    block = libc.malloc(40 << 20)
-    ctypes.memset(block, 1, 40 << 20)
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
     libc.free(block)
 
 def resident():
@@ -31,6 +34,8 @@ for _ in range(5):
     allocate_and_free()
 faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 kept = resident()
+allocator.give_back(above=128 << 20)
+assert resident() > kept - 2, "little is free"
 allocator.give_back()
 print(faults, kept - resident())
 """
@@ -39,14 +44,21 @@ print(faults, kept - resident())
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_kept_until_given_back():
     found = {}
-    for mode in ("keep", "default"):
+    for mode, size in (("keep", 40), ("some", 20), ("default", 40)):
         output = subprocess.run(
-            [sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True, timeout=60
+            [sys.executable, "-c", PROGRAM, mode, str(size)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
         ).stdout
         found[mode] = tuple(map(int, output.split()))
     faults, given_back = found["keep"]
     assert faults < 1_000, "out of about 50,000 pages"
     assert given_back >= 35
+    faults, given_back = found["some"]
+    assert faults < 1_000, "out of about 25,000 pages"
+    assert given_back >= 15
     assert found["default"][0] > 20_000, "by default every page is requested again"
 
 

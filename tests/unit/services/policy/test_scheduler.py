@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from fairlead.errors import Overloaded
@@ -55,6 +57,35 @@ def test_prefill_is_deferred_for_more_free_slots() -> None:
     put(one, pending(1))
     assert len(one.take(free=1, version=OLD)) == 1, "nothing to wait for"
     assert one.take(free=0, version=OLD) == []
+
+
+def test_prefill_is_deferred_while_further_requests_arrive() -> None:
+    scheduler = Scheduler(slots=64, max_queue_tokens=10_000)
+    for number in range(3):
+        put(scheduler, pending(2))
+        assert scheduler.take(free=60, version=OLD) == [], f"arrival {number}"
+    assert len(scheduler.take(free=60, version=OLD)) == 6, "no arrival since the last call"
+    put(scheduler, pending(8))
+    assert len(scheduler.take(free=60, version=OLD)) == 8, "enough for a prefill of their own"
+    put(scheduler, pending(2))
+    assert len(scheduler.take(free=64, version=OLD)) == 2, "nothing runs meanwhile"
+
+
+def test_first_step_waits_for_a_pause_between_requests() -> None:
+    scheduler = Scheduler(slots=64, max_queue_tokens=10_000)
+    assert scheduler.arriving_seconds() == 0
+    begun = time.monotonic()
+    while time.monotonic() < begun + 1:
+        put(scheduler, pending())
+        if not scheduler.arriving_seconds():
+            break
+    assert 0.03 < time.monotonic() - begun < 1, "it does not wait for ever"
+    alone = Scheduler(slots=64, max_queue_tokens=10_000)
+    put(alone, pending())
+    assert 0 < alone.arriving_seconds() < 0.01
+    at_once = Scheduler(slots=64, max_queue_tokens=10_000, max_deferred_steps=0)
+    put(at_once, pending())
+    assert at_once.arriving_seconds() == 0
 
 
 def test_prefill_is_not_deferred_for_an_engine_that_batches_by_itself() -> None:
