@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.optimize import brentq
 
-RESAMPLES = 1_000
-"""Bootstrap samples for an interval."""
+from fairlead.judgments.resampling import ratio_interval
+
 BINS = 10
 """Bins of equal width over the confidence, from 0.5 to 1."""
 MIN_PAIRS = 30
@@ -47,11 +47,8 @@ def interval_by_prompt(margins: Mapping[str, Sequence[float]], *, seed: int) -> 
     groups = [found for found in margins.values() if found]
     if not groups:
         return 0.0, 1.0
-    right_G = np.array([accuracy(found) * len(found) for found in groups])
-    count_G = np.array([len(found) for found in groups])
-    drawn = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
-    low, high = np.quantile(right_G[drawn].sum(axis=1) / count_G[drawn].sum(axis=1), [0.025, 0.975])
-    return float(low), float(high)
+    right_G = [accuracy(found) * len(found) for found in groups]
+    return ratio_interval(right_G, [len(found) for found in groups], seed=seed)
 
 
 def expected_calibration_error(margins: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from examples.bootstrap import bootstrap_interval
+from fairlead.judgments.resampling import mean_interval
 from trainer.reward_model import baselines
 
 
@@ -76,7 +76,7 @@ def win_rate_interval(
 ) -> tuple[float, float]:
     """Return the 95% interval of `win_rate`, by resampling prompts with replacement."""
     rates = [_wins(rewards, after[prompt]) for prompt, rewards in before.items()]
-    return bootstrap_interval(rates, seed=seed)
+    return mean_interval(rates, seed=seed)
 
 
 def _wins(before: Sequence[float], after: Sequence[float]) -> float:

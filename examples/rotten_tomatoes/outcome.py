@@ -14,11 +14,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from examples.bootstrap import bootstrap_interval
 from examples.rotten_tomatoes import judge
 from fairlead.config import RunConfig
 from fairlead.data.records import load_prompts
 from fairlead.data.sentences import load_parts
+from fairlead.judgments.resampling import mean_interval
 from fairlead.local.serving import GeneratedAnswer, ask, serving
 from fairlead.types import SamplingParams
 from trainer import run_record
@@ -88,7 +88,7 @@ def summary(before: Sequence[Judged], after: Sequence[Judged], *, seed: int) -> 
         "positive_before": fmean(found.share_positive for found in before),
         "positive_after": fmean(found.share_positive for found in after),
         "gain": fmean(gains),
-        "gain_interval": bootstrap_interval(gains, seed=seed),
+        "gain_interval": mean_interval(gains, seed=seed),
         "probability_before": fmean(p for found in before for p in found.probabilities),
         "probability_after": fmean(p for found in after for p in found.probabilities),
         "words_before": _words(before),

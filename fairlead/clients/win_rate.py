@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fairlead.judgments import resampling
+
 RESAMPLES = 2_000
 """Bootstrap samples of an interval."""
 
@@ -71,8 +73,4 @@ def by_group(
 
 def mean_interval(values: Sequence[float], *, seed: int) -> tuple[float, float]:
     """Return the 95% interval of the mean of values by prompt, by resampling prompts (Efron 1979)."""
-    values_P = np.asarray(values, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    means = [values_P[generator.integers(len(values_P), size=len(values_P))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    return resampling.mean_interval(values, seed=seed, resamples=RESAMPLES)

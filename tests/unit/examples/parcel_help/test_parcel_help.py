@@ -10,7 +10,6 @@ from statistics import fmean
 
 import pytest
 
-from examples.bootstrap import bootstrap_interval
 from examples.parcel_help import corpus, gold, labelers, measures, methods
 from examples.parcel_help.measures import Comparison
 from examples.parcel_help.quickstart import CONFIG
@@ -162,15 +161,6 @@ def test_win_rate_counts_ties_half_and_weights_prompts_equally() -> None:
     low, high = measures.win_rate_interval(before, after, seed=0)
     assert low == pytest.approx(0.375)
     assert high == pytest.approx(0.75)
-
-
-def test_bootstrap_interval_covers_the_mean_in_95_percent_of_cases() -> None:
-    rng = random.Random(2)
-    covered = 0
-    for trial in range(100):
-        low, high = bootstrap_interval([rng.gauss(1, 1) for _ in range(60)], seed=trial)
-        covered += low <= 1 <= high
-    assert covered >= 88
 
 
 def test_accuracies_leave_out_gold_ties() -> None:
