@@ -25,6 +25,8 @@ from trainer.run_record import RunRecord
 NUM_TASKS = 100
 """Number of ranked tasks; the quickstart ranks several times as many per round."""
 NUM_UPDATES = 40
+WEAK_KL_COEFFICIENT = 0.01
+"""β of methods that cannot learn without one."""
 
 LEAST_GAIN = 0.1
 """Smallest gain in gold that is not noise: the difference of two means of three updates has an error of
@@ -35,13 +37,14 @@ SMOOTHING = 3
 
 def broken(config: RunConfig) -> RunConfig:
     """Return the configuration of a run that games its reward, in its own folder; guards only warn."""
+    weak = WEAK_KL_COEFFICIENT if config.ppo.estimator == "pairs" else 0.0
     return config.model_copy(
         update={
             "name": f"{config.name}-break-it",
             "ppo": config.ppo.model_copy(
                 update={
                     "updates": NUM_UPDATES,
-                    "kl_coefficient": 0.0,
+                    "kl_coefficient": weak,
                 }
             ),
             "guard": config.guard.model_copy(update={"action": "warn"}),
@@ -157,7 +160,8 @@ def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Pa
         lead=f"The quickstart with two deliberate mistakes. Labelers ranked the answers to {NUM_TASKS} tasks "
         f"instead of {simulated.NUM_TASKS}, so the reward model knows little. "
         f"{'PPO' if config.ppo.has_critic else config.ppo.estimator} ran {NUM_UPDATES} updates "
-        "without a penalty for leaving the fine-tuned policy (β = 0). The policy finds answers that the "
+        f"with {_penalty(config)} for leaving the fine-tuned policy (β = {config.ppo.kl_coefficient:g}). "
+        "The policy finds answers that the "
         "reward model overrates.",
         headlines=tuple(_headlines(numbers)),
         sections=(first, *guards(record), *learning(record, marks=[Mark(mark.x) for mark in marks])),
@@ -166,6 +170,10 @@ def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Pa
         "its reward. Gold is the true quality of an answer, proxy its score by the reward model.",
         footer=f"Seed {config.seed}. The figures of this page are in break_it.json.",
     )
+
+
+def _penalty(config: RunConfig) -> str:
+    return "a weak penalty" if config.ppo.kl_coefficient else "no penalty"
 
 
 def _headlines(numbers: Mapping[str, Any]) -> list[Headline]:
