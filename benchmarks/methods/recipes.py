@@ -23,7 +23,6 @@ _TITLES = {
     "reinforce++": "REINFORCE++",
     "reinforce++-baseline": "REINFORCE++ baseline",
     "online-dpo": "online DPO",
-    "online-dpo-soft": "online DPO, soft",
     "online-dpo-soft": "online DPO, soft labels",
 }
 _TRAINER = "trainer.ppo"
