@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from fairlead.nn.linear import OneDnnLinear, product
+
 _Result = TypeVar("_Result")
 
 OfLogits = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -151,8 +153,12 @@ def _is_recorded(hidden_NH: Tensor) -> bool:
 
 def _has_own_gradient(unembedding: torch.nn.Module, hidden_NH: Tensor, chunk_rows: int) -> bool:
     """Return whether `_Logprobs` applies: several chunks of a linear layer that is whole, with a gradient."""
-    is_plain = type(unembedding) is torch.nn.Linear and unembedding.bias is None
-    if not (is_plain and _is_recorded(hidden_NH) and hidden_NH.shape[0] > chunk_rows):
+    if not isinstance(unembedding, torch.nn.Linear) or type(unembedding) not in (
+        torch.nn.Linear,
+        OneDnnLinear,
+    ):
+        return False
+    if not (unembedding.bias is None and _is_recorded(hidden_NH) and hidden_NH.shape[0] > chunk_rows):
         return False
     return type(unembedding.weight) in (Tensor, torch.nn.Parameter)
 
@@ -257,14 +263,14 @@ class _Logprobs(torch.autograd.Function):
         found_VH = torch.zeros_like(weight_VH, dtype=at_least_float32(weight_VH[:0]).dtype)
         for rows in chunks.of(hidden_NH.shape[0]):
             hidden_CH = hidden_NH[rows].to(dtype)
-            logits_CV = scaled(hidden_CH @ computed_VH.t(), chunks.temperature)
+            logits_CV = scaled(product(hidden_CH, computed_VH), chunks.temperature)
             weights_CV = logits_CV.log_softmax(-1).exp_()
             of_rows_C1 = gradient_N[rows].unsqueeze(-1)
             weights_CV.mul_(-of_rows_C1).scatter_add_(-1, tokens_N[rows].unsqueeze(-1), of_rows_C1)
             if chunks.temperature not in (0.0, 1.0):
                 weights_CV.div_(chunks.temperature)
             weights_CV = weights_CV.to(dtype)
-            found_NH[rows] = (weights_CV @ computed_VH).to(hidden_NH.dtype)
+            found_NH[rows] = product(weights_CV, computed_VH.t()).to(hidden_NH.dtype)
             if found_VH.dtype == hidden_CH.dtype:
                 found_VH.addmm_(weights_CV.t(), hidden_CH)
             else:
@@ -275,5 +281,5 @@ class _Logprobs(torch.autograd.Function):
 def _gradient(weights_CV: Tensor, tokens_C1: Tensor, weight_VH: Tensor, chunks: _Chunks) -> Tensor:
     """Return (W_y − Σ_v p_v W_v) ÷ temperature of each row, [C, H]; overwrites p."""
     weights_CV.neg_().scatter_add_(-1, tokens_C1, torch.ones_like(tokens_C1, dtype=weights_CV.dtype))
-    found_CH = weights_CV.to(weight_VH.dtype) @ weight_VH
+    found_CH = product(weights_CV.to(weight_VH.dtype), weight_VH.t())
     return found_CH if chunks.temperature in (0.0, 1.0) else found_CH / chunks.temperature

@@ -46,6 +46,7 @@ def _load(
     from fairlead.data.encoding import encode_prompt
     from fairlead.data.template import apply_settings
     from fairlead.nn import adapters, loading
+    from fairlead.nn.linear import use_onednn
     from services.policy.front import EngineLimits
     from services.policy.requests import encode
 
@@ -71,6 +72,7 @@ def _load(
     if config.ppo.lora.rank:
         adapters.add(model, config.ppo.lora, base=path, field="ppo.lora", seed=config.seed, dtype=model.dtype)
         adapter = Adapter(adapters.fingerprint(path), adapters.config(model))
+    use_onednn(model)
     encode_prompt(tokenizer, "a")  # sets the tokenizer's padding and truncation before threads share it
     limits = EngineLimits(
         max_slots=section.max_slots,

@@ -28,6 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fairlead.config.training import TrainingSection
 from fairlead.nn.heads import ScalarHead
+from fairlead.nn.linear import use_onednn
 from fairlead.nn.loading import torch_dtype
 from trainer.distributed import tensor_parallel
 from trainer.distributed.blocks import block_of
@@ -58,6 +59,7 @@ class Root(nn.Module):
             device: the device that it computes on; None: that of its weights.
         """
         super().__init__()
+        use_onednn(model)
         self.model = model
         self.group = group or Group.single()
         self.device = device or next(nn.Module.parameters(model)).device

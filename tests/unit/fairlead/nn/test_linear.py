@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fairlead.nn.linear import PackedLinear, pack_linears
+from fairlead.nn.linear import OneDnnLinear, PackedLinear, pack_linears, product, use_onednn
 
 
 class Model(nn.Module):
@@ -46,3 +46,49 @@ def test_layers_of_other_dtypes_are_kept():
     model = Model(torch.bfloat16)
     assert pack_linears(model, smallest=1) == 0
     assert isinstance(model.plain, nn.Linear)
+
+
+def gradients(model: nn.Module, inputs: torch.Tensor) -> list[torch.Tensor]:
+    """Return the output and all gradients of a scalar of it."""
+    inputs = inputs.clone().requires_grad_()
+    model.zero_grad()
+    found = model(inputs)
+    (found * torch.linspace(-1, 1, found.shape[-1])).sin().sum().backward()
+    return [found.detach(), inputs.grad, *(each.grad for each in model.parameters() if each.grad is not None)]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("shape", [(64, 192), (3, 5, 192), (2, 192), (192,), (0, 192)])
+def test_onednn_layers_train_the_same(shape, frozen):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(192, 256), nn.GELU(), nn.Linear(256, 192, bias=False))
+    model[0].requires_grad_(not frozen)
+    inputs = torch.randn(shape)
+    expected = gradients(model, inputs)
+    use_onednn(model)
+    assert type(model[0]) is type(model[2]) is OneDnnLinear
+    assert isinstance(model[0], nn.Linear)
+    for ours, theirs in zip(gradients(model, inputs), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(inputs), expected[0], rtol=1e-4, atol=1e-5)
+    assert pack_linears(model) == (2 if torch.backends.mkldnn.is_available() else 0)
+
+
+def test_other_computations_are_those_of_the_ordinary_layer_bit_for_bit():
+    torch.manual_seed(0)
+    plain = nn.Linear(192, 256)
+    ours = nn.Linear(192, 256)
+    ours.load_state_dict(plain.state_dict())
+    use_onednn(ours)
+    inputs = torch.randn(64, 192)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ours(inputs), plain(inputs))
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(ours(inputs), plain(inputs))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(ours.double()(inputs.double()), plain.double()(inputs.double()))
+    left, right = torch.randn(9, 200), torch.randn(300, 200)
+    torch.testing.assert_close(product(left, right), left @ right.t(), rtol=1e-4, atol=1e-4)
