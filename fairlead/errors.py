@@ -17,6 +17,7 @@ All parts raise these; only the outermost layer of a process converts them to a 
     ├── Unauthenticated             missing or wrong credentials
     ├── PermissionDenied            valid credentials that do not allow this
     ├── NotFound                    no such model or version
+    ├── Conflict                    valid, but not in the present state; says which state
     ├── NotOffered                  a method of a protocol that this server does not implement
     ├── ModelLoadError              a model cannot be loaded; says why
     ├── QueueMisconfigured          Redis would lose work, for example by evicting keys
@@ -137,6 +138,10 @@ class NotFound(FairleadError):
     """No such model or version; names those that exist."""
 
 
+class Conflict(FairleadError):
+    """A request that is valid, but not in the present state, such as a revision that comes too late."""
+
+
 class NotOffered(FairleadError):
     """A method of a protocol that this server does not implement; says what to do instead."""
 
@@ -249,6 +254,7 @@ GRPC_STATUS: dict[type[BaseException], grpc.StatusCode] = {
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     NotFound: grpc.StatusCode.NOT_FOUND,
+    Conflict: grpc.StatusCode.FAILED_PRECONDITION,
     NotOffered: grpc.StatusCode.UNIMPLEMENTED,
 }
 

@@ -1,0 +1,1 @@
+"""People in the loop: tasks for labelers, their judgments, and what is made of them."""
