@@ -46,6 +46,12 @@ _CURVES = (
         0.0,
     ),
     (
+        "accuracy",
+        "Accuracy of pairs",
+        "Online DPO: share of the pairs of best and worst answers that β·(log π − log π_ref) orders so.",
+        0.0,
+    ),
+    (
         "mismatch_max",
         "Sampler against trainer",
         "Largest difference between the log-prob that the policy service recorded and the trainer's own, "

@@ -36,6 +36,14 @@ DYNAMIC_SAMPLING: Mapping[str, object] = {
 }
 """Most scores are beyond this clip, so every third group of four answers has equal rewards."""
 
+ONLINE_DPO: Mapping[str, object] = {
+    "ppo.estimator": "pairs",
+    "ppo.loss": "online_dpo",
+    "ppo.kl_control": "linear",
+    "ppo.kl_coefficient_end": 0.02,
+}
+"""For groups; β falls from update to update."""
+
 
 def make(folder: Path, *, updates: int, max_staleness: int = 0, num_samples: int = 1) -> Path:
     """Write models, prompts and `run.toml` into a folder; return the file."""

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pytest
 
 from fairlead.config import RunFolder
 from fairlead.local.run_files import read_progress
-from tests.integration.ppo_run import DYNAMIC_SAMPLING, Started, check, make, started
+from tests.integration.ppo_run import DYNAMIC_SAMPLING, ONLINE_DPO, Started, check, make, started
 from tests.integration.rank_faults import ranks_of
 
 # Every run starts six processes or more, each with seconds of torch.
@@ -129,12 +129,15 @@ def kill_trainer(run: Started) -> None:
     os.kill(run.pids()["trainer"], signal.SIGKILL)
 
 
-DYNAMIC = tuple(
-    part for key, value in DYNAMIC_SAMPLING.items() for part in ("--set", f"{key}={str(value).lower()}")
+def flags(settings: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(part for key, value in settings.items() for part in ("--set", f"{key}={str(value).lower()}"))
+
+
+@pytest.mark.parametrize(
+    ("samples", "settings"),
+    [(1, ()), (4, ()), (4, flags(DYNAMIC_SAMPLING)), (4, flags(ONLINE_DPO))],
+    ids=("1", "4", "dynamic", "pairs"),
 )
-
-
-@pytest.mark.parametrize(("samples", "settings"), [(1, ()), (4, ()), (4, DYNAMIC)], ids=("1", "4", "dynamic"))
 def test_four_workers_and_killed_trainer_give_same_bits(
     tmp_path: Path, samples: int, settings: tuple[str, ...]
 ):

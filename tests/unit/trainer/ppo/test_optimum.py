@@ -113,16 +113,10 @@ class Bandit:
         completion = Completion(ids, behaviour, FinishReason.STOP, (VersionSpan(version, 0, len(ids)),))
         return Rollout(completion, float(self.rewards_S[index]), "bandit", reference)
 
-    def learn(self, *, first_beta: float | None = None, falls_for: float = 1.0) -> torch.Tensor:
-        """Run every update; return the final log-probs of all answers.
-
-        With `first_beta`, β falls from it to the section's over a share of the updates.
-        """
+    def learn(self) -> torch.Tensor:
+        """Run every update; return the final log-probs of all answers."""
         learner = Learner(self.models, self.section, temperature=1.0, seed=0)
         for update in range(self.section.updates):
-            if first_beta is not None:
-                done = min(1.0, update / (falls_for * self.section.updates))
-                learner.kl_coefficient = first_beta * (self.section.kl_coefficient / first_beta) ** done
             figures = learner.learn(self.rollouts(), update=update)
             assert figures["mismatch_max"] < 1e-4
         return self.answers().logprobs_S
@@ -190,6 +184,18 @@ def test_estimators_without_a_critic_reach_95_percent_of_the_optimum(tmp_path, e
     assert shortfall(bandit, bandit.learn(), beta)[0] < 0.05
 
 
+@pytest.mark.parametrize("beta", [0.5, *(pytest.param(beta, marks=pytest.mark.slow) for beta in (0.2, 1.0))])
+def test_online_dpo_with_soft_labels_reaches_95_percent_of_the_optimum(tmp_path, beta):
+    """The order of answers has no optimum; the probability that one is better has that of the reward.
+
+    At the learning rate of the clipped losses and β = 0.2 the policy collapses to one answer, 21% below.
+    """
+    groups = {"estimator": "pairs", "loss": "online_dpo_soft", "num_samples": 2}
+    section = recipe(beta, learning_rate=5e-3, **groups)
+    bandit = Bandit(tmp_path, size=SMALL, section=section)
+    assert shortfall(bandit, bandit.learn(), beta)[0] < 0.05
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.2, 0.5, 1.0])
 @pytest.mark.parametrize(
@@ -234,11 +240,12 @@ def test_beta_that_falls_to_a_small_one_finds_answers_that_are_rare_before(tmp_p
     nevertheless if an update has only 256 answers, and learning settles 6% below.
     """
     groups = {"estimator": "rloo", "num_samples": 8} if estimator == "rloo" else {}
-    size, falls_for = (1024, 0.9) if estimator == "rloo" else (256, 0.7)
+    size = 1024 if estimator == "rloo" else 256
     rates = {"learning_rate": 5e-3, "critic_learning_rate": 5e-3}
-    section = recipe(0.2, updates=200, batch_size=size, mini_batch_size=size, **rates, **groups)
+    falls = {"kl_control": "linear", "kl_coefficient_end": 0.2, "kl_schedule_updates": 140}
+    section = recipe(2.0, updates=200, batch_size=size, mini_batch_size=size, **rates, **groups, **falls)
     bandit = Bandit(tmp_path, size=LARGER, section=section, seed=seed)
-    assert shortfall(bandit, bandit.learn(first_beta=2.0, falls_for=falls_for), 0.2)[0] < 0.05
+    assert shortfall(bandit, bandit.learn(), 0.2)[0] < 0.05
 
 
 def test_ppo_with_a_large_beta_stays_at_the_reference(tmp_path):
