@@ -28,6 +28,8 @@ _LIKE_BATCH_ROWS = 512
 """Number of rows that the layout is optimised for; any other number works too."""
 _TOLERANCE = 1e-4
 """Largest difference between both implementations for values near 1; rounding is far below it."""
+_SMALLEST_BESIDE_LARGE = 1 << 12
+"""Weights of the smallest layer beside large ones, such as an adapter: compiling is little of their time."""
 _FEWEST_ROWS = 8
 """With fewer rows MKL is as fast."""
 
@@ -54,7 +56,7 @@ class OneDnnLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of the base class
         """Map [..., in] to [..., out]."""
-        if not _is_faster(input, self.weight):
+        if not _is_faster(input, self.weight, smallest=_SMALLEST_BESIDE_LARGE):
             return super().forward(input)
         found: Tensor = _LinearFunction.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return found
@@ -95,9 +97,9 @@ def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return found
 
 
-def _is_faster(inputs: Tensor, weight: Tensor) -> bool:
+def _is_faster(inputs: Tensor, weight: Tensor, *, smallest: int = _SMALLEST_LAYER) -> bool:
     return (
-        weight.numel() >= _SMALLEST_LAYER
+        weight.numel() >= smallest
         and inputs.dtype == weight.dtype == torch.float32
         and weight.device.type == "cpu"
         and type(weight) in (Tensor, nn.Parameter)  # the tensors of divided layers are of other types
@@ -110,9 +112,13 @@ def _is_faster(inputs: Tensor, weight: Tensor) -> bool:
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Let the linear layers of a model use oneDNN where it is faster; subclasses of them are kept."""
-    for module in model.modules():
-        if type(module) is nn.Linear:
+    """Let the linear layers of a model use oneDNN where it is faster; subclasses of them are kept.
+
+    A model without a large layer is kept as it is.
+    """
+    found = [module for module in model.modules() if type(module) is nn.Linear]
+    if max((module.weight.numel() for module in found), default=0) >= _SMALLEST_LAYER:
+        for module in found:
             module.__class__ = OneDnnLinear
 
 

@@ -61,18 +61,24 @@ def gradients(model: nn.Module, inputs: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("shape", [(64, 192), (3, 5, 192), (2, 192), (192,), (0, 192)])
 def test_onednn_layers_train_the_same(shape, frozen):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(192, 256), nn.GELU(), nn.Linear(256, 192, bias=False))
+    model = nn.Sequential(nn.Linear(192, 256), nn.GELU(), nn.Linear(256, 192, bias=False), nn.Linear(192, 24))
     model[0].requires_grad_(not frozen)
     inputs = torch.randn(shape)
     expected = gradients(model, inputs)
     use_onednn(model)
-    assert type(model[0]) is type(model[2]) is OneDnnLinear
+    assert {type(model[index]) for index in (0, 2, 3)} == {OneDnnLinear}
     assert isinstance(model[0], nn.Linear)
     for ours, theirs in zip(gradients(model, inputs), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     with torch.inference_mode():
         torch.testing.assert_close(model(inputs), expected[0], rtol=1e-4, atol=1e-5)
     assert pack_linears(model) == (2 if torch.backends.mkldnn.is_available() else 0)
+
+
+def test_layers_of_a_small_model_are_kept():
+    model = Model()
+    use_onednn(model)
+    assert type(model.plain) is nn.Linear
 
 
 def test_other_computations_are_those_of_the_ordinary_layer_bit_for_bit():
