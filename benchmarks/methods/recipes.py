@@ -218,7 +218,7 @@ def recipes() -> list[Recipe]:
             Online(name, _TITLES.get(name, name), {f"ppo.{key}": value for key, value in changed.items()})
             for name, changed in quickstart_methods.METHODS.items()
         ),
-        # Chosen among five to ten settings by gold on the prompts of training, with a seed that is not reported.
+        # Chosen among five to ten settings by gold on the prompts of training, with another seed.
         Offline("dpo", "DPO", {"loss": "sigmoid", "beta": 0.5, "learning_rate": 1e-3, "epochs": 4}),
         Offline("kto", "KTO", {"loss": "kto", "beta": 0.3, "learning_rate": 1e-3, "epochs": 4}),
         # As many answers as the methods that sample during training.
