@@ -16,7 +16,7 @@ from fairlead.nn.ensemble import RewardEnsemble
 from fairlead.nn.reward_model import RewardModel
 from trainer.distributed.group import Group
 from trainer.rankings import EncodedRanking, share
-from trainer.sequences import autocast
+from trainer.sequences import autocast, overhead_tokens, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,33 @@ def forward(
     rankings: Sequence[EncodedRanking],
     *,
     dtype: torch.dtype = torch.float32,
+    by_length: bool = False,
 ) -> list[Tensor]:
-    """Return the scores [K] of each ranking, every response once, all in one forward pass."""
+    """Return the scores [K] of each ranking, every response once.
+
+    Args:
+        model: scores them.
+        rankings: at least one.
+        dtype: type that autocast computes in.
+        by_length: compute sequences of similar length together, in several forward passes if that costs less
+            than their padding; otherwise there is one pass, as ranks that compute in step need it.
+    """
     sequences = [sequence for ranking in rankings for sequence in ranking.sequences]
-    scores_B = score(model, sequences, dtype=dtype)
+    score_all = _score_by_length if by_length else score
+    scores_B = score_all(model, sequences, dtype=dtype)
     return list(torch.split(scores_B, [len(ranking.sequences) for ranking in rankings]))
+
+
+def _score_by_length(
+    model: RewardModel | RewardEnsemble, sequences: Sequence[Sequence[int]], *, dtype: torch.dtype
+) -> Tensor:
+    """Return what `score` does."""
+    lengths = [len(sequence) for sequence in sequences]
+    overhead = overhead_tokens(model.device)
+    parts = list(pack(lengths, max_tokens=max(lengths) * len(lengths), overhead=overhead))
+    scores_B = torch.cat([score(model, [sequences[index] for index in part], dtype=dtype) for part in parts])
+    places_B = torch.tensor([index for part in parts for index in part], device=scores_B.device)
+    return scores_B[places_B.argsort()]
 
 
 def score(
@@ -103,6 +125,6 @@ def micro_batch_losses(
         if not members:  # as many micro-batches as other ranks; no gradient
             yield score(model, [(0,)], dtype=dtype)[:0].sum()
             continue
-        scores = forward(model, members, dtype=dtype)
+        scores = forward(model, members, dtype=dtype, by_length=group.size == 1)
         losses = [loss(scores_K, ranking) for scores_K, ranking in zip(scores, members, strict=True)]
         yield torch.stack(losses).sum() / len(rankings)
