@@ -181,6 +181,8 @@ class Filter:
     """Ids of people who are left out."""
     late: bool = True
     """Whether judgments that came late are in it."""
+    after: int = 0
+    """Entries up to this number of the log are left out."""
     until: int | None = None
     """Last entry of the log that is read; by default the newest."""
 

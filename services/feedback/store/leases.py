@@ -97,21 +97,29 @@ class Leases:
             task = self._chosen(connection, known, person, (names, values), now)
             if task is None:
                 return None
-            found = new_id()
-            connection.run(
-                """
-                INSERT INTO assignment (id, task, person, shown, guideline, since, until, state)
-                VALUES (:id, :task, :person, :shown, :guideline, :now, :until, 'leased')
-                """,
-                id=found,
-                task=task.id,
-                person=person,
-                shown=canonical(shown_order(self._context.secret, task.id, person, task.answers)),
-                guideline=guideline_version(connection, project),
-                now=now,
-                until=until,
+            return self._offer(connection, self._assign(connection, task, person, now, until), person)
+
+    def assign(self, person: str, task: str) -> Offer:
+        """Give a person a certain task, for judgments that come from elsewhere. It is theirs once only.
+
+        Raises:
+            Conflict: the task has no free place, or is not open.
+            NotFound: there is no such person or task.
+            PermissionDenied: the person is not active.
+        """
+        now = self._context.now()
+        with self._context.database.writing() as connection:
+            someone = require_active(require_person(connection, person))
+            wanted = require_task(connection, task, lock=True)
+            known = connection.one(
+                "SELECT id FROM assignment WHERE task = :task AND person = :person", task=task, person=person
             )
-            return self._offer(connection, found, person)
+            if known is not None:
+                return self._offer(connection, known["id"], person)
+            if wanted.state != "open" or not has_place(connection, wanted, person, now):
+                raise Conflict(f"task {task} has no free place: it wants {wanted.overlap} judgments")
+            until = now + _lease_seconds(require_project(connection, wanted.project), someone)
+            return self._offer(connection, self._assign(connection, wanted, person, now, until), person)
 
     def get(self, assignment: str, person: str) -> Offer:
         """Return an assignment of a person as it was shown.
@@ -185,6 +193,24 @@ class Leases:
                 body=written,
                 at=self._context.now(),
             )
+
+    def _assign(self, connection: Connection, task: Task, person: str, now: float, until: float) -> str:
+        """Give out a locked task and return the id of the assignment."""
+        found = new_id()
+        connection.run(
+            """
+            INSERT INTO assignment (id, task, person, shown, guideline, since, until, state)
+            VALUES (:id, :task, :person, :shown, :guideline, :now, :until, 'leased')
+            """,
+            id=found,
+            task=task.id,
+            person=person,
+            shown=canonical(shown_order(self._context.secret, task.id, person, task.answers)),
+            guideline=guideline_version(connection, task.project),
+            now=now,
+            until=until,
+        )
+        return found
 
     def _chosen(
         self,

@@ -93,6 +93,18 @@ class Log:
             rows = connection.run(f"{_WITH_CONTENT} WHERE entry.task = :task ORDER BY entry.seq", task=task)
         return [entry_of(row) for row in rows]
 
+    def of_person(self, person: str, *, after: int = 0) -> list[Entry]:
+        """Return entries of a person after a number, in order, at most a page of them."""
+        with self._context.database.reading() as connection:
+            rows = connection.run(
+                f"{_WITH_CONTENT} WHERE entry.person = :person AND entry.seq > :after "
+                "ORDER BY entry.seq LIMIT :limit",
+                person=person,
+                after=after,
+                limit=self._context.limits.page,
+            )
+        return [entry_of(row) for row in rows]
+
     def verify(self, published: Head | None = None) -> Verified:
         """Check the whole log: every id, the chain, every content, and the digests of the snapshots.
 

@@ -18,7 +18,8 @@ from services.feedback.store.limits import (
     check_whole,
     check_word,
 )
-from services.feedback.store.records import TASK_KINDS, Guideline, Project, ProjectSettings
+from services.feedback.store.people import require_person
+from services.feedback.store.records import TASK_KINDS, Guideline, Project, ProjectSettings, Reading
 
 _STATES = ("active", "paused", "finished")
 
@@ -141,6 +142,56 @@ class Projects:
             )
         return [_guideline(row) for row in rows]
 
+    def note_reading(self, project: str, version: int, person: str, *, quiz: float | None = None) -> Reading:
+        """Note that a person has read a version of the guidelines; of several quizzes the best counts.
+
+        Args:
+            project: id of the project.
+            version: of the guidelines.
+            person: id of the person.
+            quiz: share of right answers in a quiz.
+
+        Raises:
+            InvalidInput: the share is invalid.
+            NotFound: there is no such version or person.
+        """
+        if quiz is not None:
+            check_number("quiz", quiz, 0.0, 1.0)
+        with self._context.database.writing() as connection:
+            require_person(connection, person)
+            if not connection.one(
+                "SELECT version FROM guideline WHERE project = :project AND version = :version",
+                project=project,
+                version=version,
+            ):
+                raise NotFound(f"no version {version} of the guidelines of project {project!r}")
+            (row,) = connection.run(
+                """
+                INSERT INTO reading (project, version, person, at, quiz)
+                VALUES (:project, :version, :person, :at, :quiz)
+                ON CONFLICT (person, project, version) DO UPDATE SET at = excluded.at,
+                  quiz = CASE WHEN reading.quiz IS NULL OR excluded.quiz > reading.quiz
+                    THEN excluded.quiz ELSE reading.quiz END
+                RETURNING *
+                """,
+                project=project,
+                version=version,
+                person=person,
+                at=self._context.now(),
+                quiz=quiz,
+            )
+        return _reading(row)
+
+    def readings(self, project: str, person: str) -> list[Reading]:
+        """Return which versions of the guidelines a person has read, the newest last."""
+        with self._context.database.reading() as connection:
+            rows = connection.run(
+                "SELECT * FROM reading WHERE person = :person AND project = :project ORDER BY version",
+                person=person,
+                project=project,
+            )
+        return [_reading(row) for row in rows]
+
 
 def require_project(connection: Connection, project: str, *, lock: bool = False) -> Project:
     """Return a project by its id.
@@ -194,6 +245,10 @@ def _project(row: Row) -> Project:
     names = ProjectSettings.__dataclass_fields__
     settings = {name: row[name] for name in names} | {"kinds": tuple(json.loads(row["kinds"]))}
     return Project(id=row["id"], settings=ProjectSettings(**settings), state=row["state"], made=row["made"])
+
+
+def _reading(row: Row) -> Reading:
+    return Reading(version=row["version"], at=row["at"], quiz=row["quiz"])
 
 
 def _guideline(row: Row) -> Guideline:

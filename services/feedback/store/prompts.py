@@ -16,6 +16,7 @@ from services.feedback.store.records import Added, NewPrompt, Prompt
 
 _STATES = ("new", "screened")
 _MESSAGE_ROLES = ("system", "user", "assistant")
+_PLAIN_ROLES = ("text",)
 
 
 class Prompts:
@@ -76,6 +77,14 @@ class Prompts:
             )
         return [_prompt(row) for row in rows]
 
+    def count(self, subject: str) -> int:
+        """Return how many prompts there are of an end user."""
+        with self._context.database.reading() as connection:
+            row = connection.one(
+                "SELECT COUNT(*) AS number FROM prompt WHERE subject = :subject", subject=subject
+            )
+        return int(row["number"]) if row else 0
+
     def screen(self, prompt: str, state: str, *, masked: Sequence[Message] | None = None) -> Prompt:
         """Accept or reject a prompt that was collected.
 
@@ -122,7 +131,8 @@ def checked_prompt(prompt: NewPrompt, where: str, limits: Limits) -> None:
     if not 1 <= len(prompt.turns) <= limits.turns:
         raise InvalidInput(f"{where}.turns", got=f"{len(prompt.turns)} turns", allowed=f"1 to {limits.turns}")
     for number, turn in enumerate(prompt.turns):
-        check_choice(f"{where}.turns[{number}].role", turn.role, _MESSAGE_ROLES)
+        roles = (*_MESSAGE_ROLES, *_PLAIN_ROLES) if len(prompt.turns) == 1 else _MESSAGE_ROLES
+        check_choice(f"{where}.turns[{number}].role", turn.role, roles)
         check_text(f"{where}.turns[{number}].content", turn.content, limits.text_characters, empty=True)
     if prompt.turns[-1].role == "assistant":
         raise InvalidInput(f"{where}.turns", got="the assistant's turn last", allowed="a turn to answer last")

@@ -83,6 +83,18 @@ class Guideline:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """That a person has read a version of the guidelines."""
+
+    version: int
+    """The version."""
+    at: float
+    """When it was read last."""
+    quiz: float | None
+    """Best share of right answers in its quiz; None if there was none."""
+
+
+@dataclass(frozen=True, slots=True)
 class NewPerson:
     """A person to add."""
 
@@ -133,7 +145,8 @@ class NewPrompt:
     """A prompt to add."""
 
     turns: tuple[Message, ...]
-    """At least one; the last is not the assistant's."""
+    """At least one; the last is not the assistant's. Plain text, for a model without a chat template, is one
+    turn of the role `text`."""
     source: str = "import"
     """Where it comes from: `import`, `gateway`, `labeler`, or a file."""
     consent: str = ""

@@ -155,14 +155,15 @@ def _selected(connection: Connection, wanted: Filter) -> list[str]:
         f"""
         SELECT entry.id FROM entry JOIN task ON task.id = entry.task JOIN person ON person.id = entry.person
         JOIN content ON content.entry = entry.id
-        WHERE entry.kind IN ({_COUNTING}) AND task.project = :project AND entry.seq <= :until
-          AND NOT EXISTS (
+        WHERE entry.kind IN ({_COUNTING}) AND task.project = :project AND entry.seq > :after
+          AND entry.seq <= :until AND NOT EXISTS (
             SELECT 1 FROM entry AS later WHERE later.replaces = entry.id AND later.seq <= :until
           )
           AND {" AND ".join(conditions)}
         ORDER BY entry.seq
         """,
         project=wanted.project,
+        after=wanted.after,
         until=wanted.until,
         **values,
     )
@@ -247,5 +248,6 @@ def _check(wanted: Filter) -> None:
     check_choices("whys", wanted.whys, REASONS)
     for index, number in enumerate(wanted.rounds):
         check_whole(f"rounds[{index}]", number, 0, 1_000_000)
+    check_whole("after", wanted.after, 0, 2**62)
     if wanted.until is not None:
         check_whole("until", wanted.until, 0, 2**62)

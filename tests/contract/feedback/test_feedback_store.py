@@ -48,6 +48,14 @@ def test_projects_keep_settings_and_guidelines(world: World):
         "Be kind.\0 \ud800",
         "Be brief.",
     ]
+    anna = world.person("anna")
+    for quiz in (None, 0.5, 0.75, 0.25, None):
+        world.clock.seconds += 1
+        reading = world.store.projects.note_reading(project.id, 2, anna, quiz=quiz)
+    assert (reading.version, reading.at, reading.quiz) == (2, world.clock.seconds, 0.75)
+    assert world.store.projects.readings(project.id, anna) == [reading]
+    with pytest.raises(NotFound, match="no version 3"):
+        world.store.projects.note_reading(project.id, 3, anna)
     changed = world.store.projects.change(project.id, replace(project.settings, overlap=2), state="paused")
     assert world.store.projects.all() == [changed]
     world.add(project, ranking_task())
@@ -116,7 +124,10 @@ def test_same_content_imported_twice_has_the_same_id(world: World):
 
 INVALID_TASKS = [
     (ranking_task(k=1), r"tasks\[0\].answers: got 1"),
-    (ranking_task(k=10), r"allowed: a whole number from 2 to 9"),
+    (
+        ranking_task(k=10, prompt=replace(prompt("x"), turns=(Message("text", "x"),))),
+        r"allowed: a whole number from 2 to 9",
+    ),
     (ranking_task(k=3, kind="pair"), r"answers: got 3"),
     (ranking_task(k=3, kind="write"), r"answers: got 3"),
     (ranking_task(kind="poem"), r"kind: got 'poem'"),
@@ -127,6 +138,10 @@ INVALID_TASKS = [
     (ranking_task(answers=(NewAnswer("a"), NewAnswer("b" * 200_001))), r"200001 characters"),
     (ranking_task(answers=(NewAnswer("a"), NewAnswer("b", author="nobody"))), r"no person"),
     (ranking_task(prompt=prompt("x", source="a b")), r"prompt.source"),
+    (
+        NewTask("rank", replace(prompt("x"), turns=(Message("text", "x"), Message("user", "y")))),
+        "role: got 'text'",
+    ),
     (NewTask("rank", replace(prompt("x"), turns=(Message("assistant", "hi"),))), "assistant's turn last"),
 ]
 
@@ -147,6 +162,7 @@ def test_collected_prompts_are_screened_before_they_are_shown(world: World):
     masked = world.store.prompts.screen(added.id, "screened", masked=[Message("user", "my card is [card]")])
     assert masked.subject == world.store.subject("user 17")
     assert world.store.prompts.page(subject=masked.subject or "") == [masked]
+    assert world.store.prompts.count(masked.subject or "") == 1
     with pytest.raises(NotFound):
         world.store.prompts.get(added.id)
     (waiting,) = world.store.prompts.add([prompt("hello", state="new")])
@@ -179,6 +195,18 @@ def test_take_gives_each_person_the_best_task_they_have_not_had(world: World):
     world.store.people.change(writer, {"state": "paused"})
     with pytest.raises(PermissionDenied, match="paused"):
         world.store.leases.take(writer, project.id)
+
+
+def test_a_certain_task_is_assigned_for_judgments_from_elsewhere(world: World):
+    project = world.project()
+    _, second = world.add(project, ranking_task("one"), ranking_task("two"))
+    anna = world.person("anna", kind="import")
+    offer = world.store.leases.assign(anna, second)
+    assert world.store.leases.assign(anna, second) == offer
+    with pytest.raises(Conflict, match="no free place"):
+        world.store.leases.assign(world.person("ben"), second)
+    world.store.judgments.hand_in(offer.assignment.id, anna, ranked(offer))
+    assert world.store.leases.assign(anna, second).assignment.state == "done"
 
 
 def test_order_shown_is_stable_uniform_and_says_nothing_else(world: World):
@@ -452,6 +480,8 @@ def test_followers_see_each_entry_once_and_erased_ones_without_content(world: Wo
         seen += [entry.id for entry in found]
         after = found[-1].seq
     assert seen == entries
+    assert [entry.id for entry in world.store.log.of_person(world.person("ben"), after=4)] == entries[4:]
+    assert [one.entry.id for one in world.store.snapshots.judged(Filter(project.id, after=4))] == entries[4:]
     assert world.store.log.head() == Head(6, entries[-1])
     world.store.erasures.forget("person", world.person("anna"), actor="admin")
     bodies = [entry.body for entry in world.store.log.entries()]

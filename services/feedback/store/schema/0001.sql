@@ -48,6 +48,17 @@ CREATE TABLE person (
   CHECK ((handle IS NULL) = (state = 'forgotten'))
 ) STRICT;
 
+-- Which version of the guidelines a person has read, and their share of right answers in its quiz.
+CREATE TABLE reading (
+  project TEXT NOT NULL,
+  version INTEGER NOT NULL,
+  person TEXT NOT NULL REFERENCES person (id),
+  at REAL NOT NULL,
+  quiz REAL CHECK (quiz BETWEEN 0 AND 1),
+  PRIMARY KEY (person, project, version),
+  FOREIGN KEY (project, version) REFERENCES guideline (project, version)
+) STRICT;
+
 CREATE TABLE invitation (
   sha256 TEXT PRIMARY KEY,
   person TEXT NOT NULL REFERENCES person (id),
