@@ -1,0 +1,1 @@
+"""Files made of snapshots, and judgments that come from other tools."""
