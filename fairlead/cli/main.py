@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from fairlead import __version__
 from fairlead.cli import (
+    agreement,
     audit,
     best_of_n,
     compare,
@@ -54,7 +55,7 @@ _ORDER = (
         "best-of-n",
         "compare",
     ),
-    *("data", "export", "export-triton", "report", "status", "audit", "plan", "keys", "k8s"),
+    *("data", "agreement", "export", "export-triton", "report", "status", "audit", "plan", "keys", "k8s"),
 )
 
 
@@ -119,6 +120,7 @@ generate.register(app)
 best_of_n.register(app)
 compare.register(app)
 data.register(app)
+agreement.register(app)
 export.register(app)
 
 

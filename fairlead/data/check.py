@@ -90,9 +90,10 @@ class SourceReport:
     too_short: int = 0
     """Sentences left out because nothing follows the prompt."""
     duplicates: int = 0
-    """Lines that repeat an earlier line."""
+    """Lines that repeat an earlier line, with the same `judgment`, or else `labeler`, if they have such a
+    key."""
     repeated_prompts: int = 0
-    """Lines whose prompt occurred before."""
+    """Lines whose prompt occurred before, from the same `labeler` if they have such a key."""
     on_both_sides: int = 0
     """Held-out lines whose prompt is also trained on, ignoring case and white space."""
     elsewhere: int = 0
@@ -208,7 +209,7 @@ class _KindCheck:
         self._count_keys(line)
         for name in self._ruler.control_tokens(_plain_prompt(found.record)):
             self.report.control_tokens[name] = self.report.control_tokens.get(name, 0) + 1
-        self._count(found, heldout=heldout)
+        self._count(found, line, heldout=heldout)
 
     def _record(self, error: InvalidInput) -> None:
         if len(self.report.errors) < self._max_errors:
@@ -221,7 +222,7 @@ class _KindCheck:
             if key in self.report.not_read or len(self.report.not_read) < _MAX_KEYS:
                 self.report.not_read[key] = self.report.not_read.get(key, 0) + 1
 
-    def _count(self, found: Found, *, heldout: bool) -> None:
+    def _count(self, found: Found, line: Line, *, heldout: bool) -> None:
         record, report = found.record, self.report
         report.formats[found.format] = report.formats.get(found.format, 0) + 1
         report.heldout += heldout
@@ -231,9 +232,11 @@ class _KindCheck:
             self.heldout.append(key)
         else:
             self.trained.add(key)
-        report.duplicates += _seen(self._lines, record)
+        # Labelers who agree on a task say the same, each in a line of its own.
+        labeler = str(line.values.get("labeler") or "")
+        report.duplicates += _seen(self._lines, (record, str(line.values.get("judgment") or labeler)))
         prompt = _prompt_of(record)
-        report.repeated_prompts += bool(prompt) and _seen(self._prompts, prompt)
+        report.repeated_prompts += bool(prompt) and _seen(self._prompts, (prompt, labeler))
         if isinstance(record, RankedResponses):
             report.ties += record.num_ties
             report.all_tied += not record.pairs

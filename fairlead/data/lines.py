@@ -74,6 +74,17 @@ class Line:
         name = self.inside + key
         raise self.error(got=f"`{name}` = {value!r}", allowed=f"a finite number in `{name}`")
 
+    def identifier(self, key: str) -> str:
+        """Return the id under a key: text that is not blank, or a whole number, as text.
+
+        Raises:
+            DataError: if it is absent or another value.
+        """
+        value = self._value(key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return self.text(key, empty=False)
+
     def objects(self, key: str) -> list[Line]:
         """Return the objects in the array under a key, each as a line that knows its position.
 

@@ -95,12 +95,12 @@ def test_a_random_and_a_backwards_labeler_are_flagged_within_30_shared_tasks_and
         assert 0.70 < (agreement(honest, seed=0).rate or 0) < 0.76
 
 
-def test_labelers_are_flagged_only_after_enough_tasks_and_together_if_nothing_tells_them_apart():
+def test_labelers_are_flagged_only_after_enough_tasks_and_together_if_they_are_alike():
     found = simulated(1, [HONEST, BACKWARDS], tasks=30, overlap=2)
     assert [one.flagged for one in leave_one_out(found[:-2])] == [False, False]
     assert [one.flagged for one in leave_one_out(found)] == [True, True]
     assert not any(one.flagged for one in leave_one_out(found, lowest=0.0))
-    # Whoever ties everything is compared with nobody: the share of ties says so.
+    # A labeler who ties everything is compared with nobody; the share of ties shows it.
     tied = [Judgment(one.task, "labeler 9", dict.fromkeys(one.ranks, 1.0)) for one in found[::2]]
     last = leave_one_out([*found, *tied])[-1]
     assert (last.labeler, last.tied, last.tasks, last.agreement, last.flagged) == (
