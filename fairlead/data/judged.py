@@ -1,6 +1,6 @@
 """Judgments in lines of `[data] preferences` that say who ranked: the keys of `comparisons` and a few more.
 
-`labeler` is needed. `task`, and `answer` and `shown` of each response, are read where they are given.
+`labeler` is needed. `task`, `shown`, and `answer` of each response are read where they are given.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def judged(line: Line) -> JudgedLine:
     """Return the judgment of a line with a key `labeler`.
 
     Without `task` the prompt and the texts of the answers name the task, and without `answer` the text names
-    an answer. `shown` of a response is the position at which the labeler saw it, from 1. Two answers of the
+    an answer. `shown` has the answers in the order in which the labeler saw them. Two answers of the
     same text are one, with the mean of their ranks. A pair of `chosen` and `rejected` is a task of its own,
     since several lines may be pairs of one ranking.
 
@@ -100,14 +100,12 @@ def _names(line: Line, texts: tuple[str, ...]) -> list[str]:
 
 def _shown(line: Line, names: list[str]) -> tuple[str, ...]:
     """Return the answers in the order in which the labeler saw them; empty if the line does not say."""
-    responses = line.objects("responses") if line.has("responses") else []
-    if not any(response.has("shown") for response in responses):
+    shown = line.values.get("shown")
+    if not shown:
         return ()
-    places = [response.number_at("shown") for response in responses]
-    if sorted(places) != list(range(1, len(places) + 1)):
-        got = ", ".join(f"{place:g}" for place in places)
-        raise line.error(got=f"`shown` = {got}", allowed=f"the positions 1 to {len(places)}, each once")
-    return tuple(name for _, name in sorted(zip(places, names, strict=True)))
+    if not isinstance(shown, list) or sorted(map(str, shown)) != sorted(names):
+        raise line.error(got=f"`shown` = {shown!r}", allowed=f"an array of the answers {', '.join(names)}")
+    return tuple(map(str, shown))
 
 
 def _digest(text: str) -> str:

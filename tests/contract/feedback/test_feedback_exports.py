@@ -14,7 +14,9 @@ from fairlead.config import RunConfig
 from fairlead.data import sources
 from fairlead.data.comparisons import Preference, RankedResponses, comparisons
 from fairlead.data.demonstrations import Conversation, Demonstration, example
+from fairlead.data.judged import judged as read_judgment
 from fairlead.errors import DataError, InvalidInput
+from fairlead.judgments import agreement, position_bias
 from fairlead.types import Message
 from services.feedback.exports import argilla, label_studio
 from services.feedback.exports.card import About, folder, write_folder
@@ -101,6 +103,12 @@ def test_rankings_are_read_as_they_were_said(judged: tuple[World, list[Judged]],
         assert [line.values[name] for name in ("judgment", "task", "labeler", "cohort", "round", "late")] == [
             *(one.entry.id, one.task.id, one.pseudonym, one.cohort, one.task.round, False)
         ]
+    said = [one.judgment for one in rankings_of(found)]
+    as_read = [read_judgment(line).judgment for line in lines]
+    assert (
+        agreement(as_read, seed=0).as_json() | {"judgments": len(said)} == agreement(said, seed=0).as_json()
+    )
+    assert position_bias(as_read) == position_bias(said)
     assert b"secret-run" not in content
     assert b"private note" not in content
     assert {tuple(line.values["weight_versions"]) for line in lines} == {(), ("1.4",)}

@@ -29,12 +29,12 @@ def rankings(tmp_path: Path) -> Path:
             for labeler, sign in (("anna", 1), ("bo", 1), ("cleo", -1)):
                 noisy = [sign * worth - math.log(rng.expovariate(1)) for worth in (0, 1.5, 3, 4.5)]
                 best_first = sorted(range(4), key=lambda place: -noisy[place])
-                shown = rng.sample(range(1, 5), 4)
                 responses = [
-                    {"text": "x" * (place + 1), "rank": best_first.index(place) + 1, "shown": shown[place]}
+                    {"text": "x" * (place + 1), "rank": best_first.index(place) + 1, "answer": place}
                     for place in range(4)
                 ]
                 values = {"prompt": f"Question {task}", "responses": responses, "labeler": labeler}
+                values["shown"] = rng.sample(range(4), 4)
                 file.write(json.dumps(values | {"round": task % 2, "task": task}) + "\n")
     return path
 

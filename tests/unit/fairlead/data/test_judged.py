@@ -40,23 +40,16 @@ def test_judgments_of_one_prompt_and_answers_share_a_task_whatever_the_order():
 
 
 def test_keys_name_task_answers_and_positions():
-    found = judged(
-        line(
-            answer("Yes.", 2, answer="a", shown=3),
-            answer("No.", 1, answer="b", shown=1),
-            answer("Well.", 2, answer=3, shown=2),
-            task=5,
-        )
-    ).judgment
+    three = [answer("Yes.", 2, answer="a"), answer("No.", 1, answer="b"), answer("Well.", 2, answer=3)]
+    found = judged(line(*three, task=5, shown=["b", 3, "a"])).judgment
     assert (found.task, found.ranks, found.shown) == ("5", {"a": 2, "b": 1, "3": 2}, ("b", "3", "a"))
     assert found.lengths == {"a": 4, "b": 3, "3": 5}
+    assert judged(line(*three, shown=[])).judgment.shown == ()
     scores = judged(line({"text": "Yes.", "score": 0.4}, {"text": "No.", "score": 0.9}, task="5")).judgment
     assert sorted(scores.ranks.values()) == [-0.9, -0.4]
-    # An answer that occurs twice has the mean of its ranks, and no position.
-    twice = judged(
-        line(answer("Yes.", 1, shown=1), answer("Yes.", 3, shown=2), answer("No.", 2, shown=3))
-    ).judgment
-    assert (sorted(twice.ranks.values()), twice.shown) == ([2, 2], ())
+    # An answer that occurs twice has the mean of its ranks.
+    twice = judged(line(answer("Yes.", 1), answer("Yes.", 3), answer("No.", 2))).judgment
+    assert sorted(twice.ranks.values()) == [2, 2]
 
 
 def test_pairs_are_tasks_of_their_own():
@@ -111,8 +104,11 @@ def test_labelers_who_agree_are_no_duplicates_of_one_another(tmp_path: Path):
         (line(answer("a", 1), answer("a", 2)), "answers that are all the same text"),
         (line(answer("a", 1, answer=1), answer("b", 2)), "allowed: a key `answer`"),
         (line(answer("a", 1, answer=1), answer("b", 2, answer="1")), "`answer` = '1' twice"),
-        (line(answer("a", 1, shown=1), answer("b", 2, shown=3)), "`shown` = 1, 3.*the positions 1 to 2"),
-        (line(answer("a", 1, shown=1), answer("b", 2)), "allowed: a key `shown`"),
+        (
+            line(answer("a", 1, answer=1), answer("b", 2, answer=2), shown=[1, 3]),
+            r"`shown` = \[1, 3\].*answers 1, 2",
+        ),
+        (line(answer("a", 1), answer("b", 2), shown="a"), "`shown` = 'a'"),
         (Line("r.jsonl", 1, {"prompt": "p", "labeler": "anna"}), "allowed: a key `chosen`"),
     ],
 )
