@@ -81,6 +81,19 @@ def test_changed_settings_are_named(folder: Path, stage: str, change: dict, expe
     assert changed(stage, configured(folder, **change)) == expected
 
 
+def test_more_updates_change_the_schedule_of_beta_unless_it_counts_to_another_number(folder: Path) -> None:
+    falling = {
+        "ppo__kl_control": "linear",
+        "ppo__kl_coefficient_end": 0.01,
+        "ppo__learning_rate_schedule": "constant",
+    }
+    started("ppo", configured(folder, **falling))
+    expected = ["ppo.kl_schedule_updates: 100 before, 200 now"]
+    assert changed("ppo", configured(folder, **falling, ppo__updates=200)) == expected
+    longer = {"ppo__updates": 200, "ppo__kl_schedule_updates": 100}
+    assert changed("ppo", configured(folder, **falling, **longer)) == []
+
+
 @pytest.mark.parametrize(
     ("stage", "file", "key"),
     [

@@ -218,6 +218,7 @@ def test_variants_of_group_reach_95_percent_of_the_optimum(tmp_path, beta, chang
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
 def test_ppo_reaches_95_percent_of_the_optimum_with_longer_answers(tmp_path, beta, seed):
@@ -229,6 +230,7 @@ def test_ppo_reaches_95_percent_of_the_optimum_with_longer_answers(tmp_path, bet
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("estimator", "seed"), [("gae", 0), ("gae", 2), ("rloo", 0), ("rloo", 1), ("rloo", 2)]
 )
