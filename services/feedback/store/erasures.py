@@ -140,7 +140,9 @@ def _locked(connection: Connection, kind: str, name: str) -> Reach:
     if kind != "person" and not found.prompts:
         raise NotFound(f"no {'prompt' if kind == 'prompt' else 'prompt of the end user'} {name!r}")
     _each(connection, "SELECT id FROM prompt WHERE id IN ({ids}) ORDER BY id FOR UPDATE", found.prompts)
-    _each(connection, "SELECT id FROM task WHERE id IN ({ids}) ORDER BY id FOR UPDATE", found.tasks)
+    theirs = connection.run("SELECT task FROM assignment WHERE person = :person", person=name)
+    tasks = sorted({*found.tasks, *(row["task"] for row in theirs)})
+    _each(connection, "SELECT id FROM task WHERE id IN ({ids}) ORDER BY id FOR UPDATE", tasks)
     read_head(connection, lock=True)
     return reached(connection, kind, name)
 

@@ -99,6 +99,9 @@ class Judgments:
         with self._context.database.writing() as connection:
             require_person(connection, person)
             known = require_assignment(connection, assignment, person)
+            before = by_request(connection, key)
+            if before is not None and (before.kind != "skip" or before.task != known.task):
+                raise _other_request(before)
             task = require_task(connection, known.task, lock=True)
             if known.state == "skipped":
                 return _receipt(_entry_of_skip(connection, known), repeated=True)

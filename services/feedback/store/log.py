@@ -73,7 +73,7 @@ class Log:
                 + (f" AND entry.kind IN ({names})" if kinds else "")
                 + " ORDER BY entry.seq LIMIT :limit",
                 after=after,
-                limit=min(limit, self._context.limits.page),
+                limit=max(0, min(limit, self._context.limits.page)),
                 **values,
             )
         return [entry_of(row) for row in rows]

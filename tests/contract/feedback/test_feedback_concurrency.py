@@ -9,14 +9,17 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from fairlead.errors import Conflict, InvalidInput, NotFound
 from services.feedback.store.judged import Filter
 from services.feedback.store.records import Project
 from tests.feedback_labeler import receipts
-from tests.feedback_world import World, ranking_task
+from tests.feedback_world import World, ranked, ranking_task
 
 SECONDS = 100.0
 
@@ -42,7 +45,7 @@ def check(world: World, project: Project, journals: list[Path], overlap: int) ->
     assert world.store.log.verify().head.seq == len(entries)
 
 
-def work(world: World, folder: Path, shape: tuple[int, int, int], overlap: int = 3) -> None:
+def work_in_processes(world: World, folder: Path, shape: tuple[int, int, int], overlap: int = 3) -> None:
     """Let processes, of some people each, label all tasks."""
     processes, people, tasks = shape
     project = world.project(overlap=overlap)
@@ -62,12 +65,12 @@ def work(world: World, folder: Path, shape: tuple[int, int, int], overlap: int =
 
 
 def test_two_processes_give_each_task_exactly_what_it_wants(world: World, tmp_path: Path):
-    work(world, tmp_path, (2, 3, 12))
+    work_in_processes(world, tmp_path, (2, 3, 12))
 
 
 @pytest.mark.slow
 def test_twenty_connections_give_each_task_exactly_what_it_wants(world: World, tmp_path: Path):
-    work(world, tmp_path, (4, 5, 667))
+    work_in_processes(world, tmp_path, (4, 5, 667))
 
 
 def killed(world: World, folder: Path, *, kills: int, tasks: int) -> None:
@@ -107,3 +110,48 @@ def test_kill_loses_and_doubles_nothing(world: World, tmp_path: Path):
 @pytest.mark.slow
 def test_many_kills_lose_and_double_nothing(world: World, tmp_path: Path):
     killed(world, tmp_path, kills=25, tasks=600)
+
+
+def label(world: World, project: Project, person: str) -> None:
+    """Take, save, hand in and revise until nothing is left; what is erased meanwhile is refused."""
+    with suppress(NotFound):
+        while (offer := world.store.leases.take(person, project.id)) is not None:
+            with suppress(Conflict, NotFound):
+                world.store.leases.save_draft(offer.assignment.id, person, {"note": "draft"})
+                receipt = world.store.judgments.hand_in(offer.assignment.id, person, ranked(offer))
+                world.store.judgments.revise(receipt.entry, person, ranked(offer, note="again"))
+
+
+def forget(world: World, prompts: list[str], person: str) -> None:
+    for prompt in prompts:
+        world.store.erasures.forget("prompt", prompt, actor="admin")
+    world.store.erasures.forget("person", person, actor="admin")
+
+
+def make_snapshots(world: World, project: Project) -> None:
+    for _ in range(8):
+        with suppress(InvalidInput):
+            world.store.snapshots.make(Filter(project.id))
+
+
+def test_forgetting_while_people_work_leaves_no_content(world: World):
+    """No transaction waits for one that waits for it, and nothing is written after its erasure."""
+    project = world.project(overlap=2)
+    world.add(project, *(ranking_task(f"task {number}", k=2) for number in range(24)))
+    people = [world.person(f"p{number}") for number in range(4)]
+    prompts = [one.id for one in world.store.prompts.page()][::2]
+    with ThreadPoolExecutor(6) as pool:
+        works = [pool.submit(label, world, project, person) for person in people]
+        works.append(pool.submit(forget, world, prompts, people[-1]))
+        works.append(pool.submit(make_snapshots, world, project))
+        for work in works:
+            work.result(SECONDS)
+    world.store.log.verify()
+    gone = {task.id for task in world.store.tasks.page(project.id) if task.prompt is None}
+    assert len(gone) == 12
+    for entry in world.store.log.entries(limit=1_000):
+        erased = entry.task in gone or entry.person == people[-1]
+        assert (entry.body is None) == erased
+    for made in world.store.snapshots.all():
+        bodies = [world.store.log.get(entry).body for entry in world.store.snapshots.entries(made.digest)]
+        assert (None in bodies) == (made.tainted is not None)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from fairlead.errors import Conflict
 from services.feedback.store.judged import COUNTING, HANDED_IN, Filter, Ranking
 from services.feedback.store.records import Offer
-from tests.feedback_world import open_world, ranking_task
+from tests.feedback_world import open_world, ranking_task, schema_of
 
 PEOPLE = ("anna", "ben", "carl")
 TASKS = 4
@@ -22,10 +31,15 @@ TASKS = 4
 class History(RuleBasedStateMachine):
     """People who take, hand in, skip, revise and withdraw, in any order and at any time."""
 
+    server: ClassVar[str] = ""
+    """Address of PostgreSQL; a file of SQLite if empty."""
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="feedback-"))
-        self.world = open_world(str(self.folder / "feedback.db"), self.folder)
+        file = str(self.folder / "feedback.db")
+        address = schema_of(self.server, f"h{secrets.token_hex(6)}") if self.server else file
+        self.world = open_world(address, self.folder)
         self.said: dict[str, dict[str, int]] = {}
         """Ranks by text that count, by task and person."""
         self.late: set[str] = set()
@@ -173,3 +187,9 @@ TestHistory = History.TestCase
 TestHistory.settings = settings(
     max_examples=12, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+@pytest.mark.slow
+def test_history_on_postgres(postgres: tuple[str, Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(History, "server", postgres[0])
+    run_state_machine_as_test(History, settings=TestHistory.settings)
