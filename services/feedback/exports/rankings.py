@@ -50,7 +50,8 @@ def rankings(judged: Iterable[Judged]) -> Iterator[Values]:
                     "flags": [],
                 },
             ]
-            more = {"strength": None, "shown": []}
+            # Nobody else ranked this edit, so it is a task of its own for figures of agreement.
+            more = {"task": one.entry.id, "strength": None, "shown": []}
         else:
             continue
         yield {"prompt": prompt_of(one.turns), "responses": responses, **provenance(one), **more}

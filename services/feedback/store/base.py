@@ -91,16 +91,34 @@ class Database(ABC):
 class Pool(Generic[Raw]):
     """Open connections that threads share, each used by one transaction at a time."""
 
-    def __init__(self, connect: Callable[[], Raw], disconnect: Callable[[Raw], None], *, size: int) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Raw],
+        disconnect: Callable[[Raw], None],
+        *,
+        size: int,
+        lost: tuple[type[Exception], ...] = (),
+    ) -> None:
+        """
+        Args:
+            connect: opens a connection.
+            disconnect: closes one.
+            size: most connections at a time.
+            lost: what a connection raises at the start of a transaction if the server has ended it.
+        """
         self._connect = connect
         self._disconnect = disconnect
         self._size = size
+        self._lost = lost
         self._free = threading.Semaphore(size)
         self._idle: list[Raw] = []
 
     @contextmanager
-    def connection(self) -> Iterator[Raw]:
+    def connection(self, start: Callable[[Raw], object]) -> Iterator[Raw]:
         """Lend a connection. Its user rolls back on errors of this project; after others it is closed.
+
+        Args:
+            start: begins what it is used for; a connection that was lost meanwhile is replaced.
 
         Raises:
             Overloaded: every connection stayed in use.
@@ -110,10 +128,7 @@ class Pool(Generic[Raw]):
                 f"all {self._size} connections of the feedback store are in use", retry_after_seconds=1.0
             )
         try:
-            try:
-                raw = self._idle.pop()
-            except IndexError:
-                raw = self._connect()
+            raw = self._started(start)
             try:
                 yield raw
             except FairleadError:
@@ -128,8 +143,33 @@ class Pool(Generic[Raw]):
 
     def drain(self) -> None:
         """Close the connections that nobody uses."""
-        while self._idle:
-            self._disconnect(self._idle.pop())
+        while (raw := self._popped()) is not None:
+            self._disconnect(raw)
+
+    def _started(self, start: Callable[[Raw], object]) -> Raw:
+        while (raw := self._popped()) is not None:
+            try:
+                start(raw)
+            except self._lost:
+                self._disconnect(raw)
+            except BaseException:
+                self._disconnect(raw)
+                raise
+            else:
+                return raw
+        raw = self._connect()
+        try:
+            start(raw)
+        except BaseException:
+            self._disconnect(raw)
+            raise
+        return raw
+
+    def _popped(self) -> Raw | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
 
 
 def migrate(database: Database) -> None:

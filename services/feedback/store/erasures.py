@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fairlead.errors import NotFound
+from services.feedback.store.artifacts import FORGETTABLE, Reach, reached
 from services.feedback.store.base import Connection, Row, listed
 from services.feedback.store.canonical import canonical
 from services.feedback.store.context import Context
 from services.feedback.store.limits import check_choice, check_identifier
-from services.feedback.store.lineage import FORGETTABLE, Reach, reached
 from services.feedback.store.log import append, read_head
 from services.feedback.store.people import end_sessions, require_person
 from services.feedback.store.tasks import settle
@@ -51,7 +51,7 @@ class Erasures:
         self._context = context
 
     def forget(self, kind: str, name: str, *, actor: str) -> Erasure:
-        """Forget a person, an end user or a prompt, with all that `Lineage.reach` lists.
+        """Forget a person, an end user or a prompt, with all that `Artifacts.reach` lists.
 
         Contents of entries, prompts, answers and drafts are deleted, tasks that showed them are withdrawn,
         other tasks of a forgotten person want another judgment, artifacts are tainted, and a person loses

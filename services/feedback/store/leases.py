@@ -25,8 +25,9 @@ _NOT_WAITED = 32
 
 _OWN = """
     SELECT assignment.id FROM assignment JOIN task ON task.id = assignment.task
+    JOIN prompt ON prompt.id = task.prompt
     WHERE assignment.person = :person AND assignment.state = 'leased' AND task.project = :project
-      AND task.state = 'open' AND task.prompt IS NOT NULL AND task.kind IN ({kinds})
+      AND task.state = 'open' AND prompt.state = 'screened' AND task.kind IN ({kinds})
     ORDER BY assignment.since, assignment.id
     """
 _FREE = """

@@ -28,6 +28,7 @@ Raw = psycopg.Connection[dict[str, Any]]
 
 _POOL = 16
 """Connections of one process; PostgreSQL allows 100 in all by default."""
+_LOST = (psycopg.OperationalError, psycopg.InterfaceError)
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]\w*)")
 _TYPES = ((r"\bINTEGER\b", "BIGINT"), (r"\bREAL\b", "DOUBLE PRECISION"), (r"\) STRICT;", ");"))
 """Types of SQLite's schema, and those of the same size here."""
@@ -74,7 +75,7 @@ class PostgresDatabase(Database):
         parts = urlsplit(address)
         self.address = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
         self._address = address
-        self._pool = Pool(self._connect, psycopg.Connection.close, size=_POOL)
+        self._pool = Pool(self._connect, psycopg.Connection.close, size=_POOL, lost=_LOST)
 
     @contextmanager
     def writing(self, *, durable: bool = True) -> Iterator[Connection]:
@@ -104,7 +105,7 @@ class PostgresDatabase(Database):
         """See base. `VACUUM FULL` writes the tables again. The server's own log ages by the server's
         settings.
         """
-        with self._errors(), self._pool.connection() as raw:
+        with self._errors(), self._pool.connection(lambda raw: raw.execute("SELECT 1")) as raw:
             for table in _HOLDING_TEXT:
                 raw.execute(f"VACUUM (FULL) {table}")
         return True
@@ -115,8 +116,7 @@ class PostgresDatabase(Database):
 
     @contextmanager
     def _transaction(self, begin: LiteralString) -> Iterator[Raw]:
-        with self._errors(), self._pool.connection() as raw:
-            raw.execute(begin)
+        with self._errors(), self._pool.connection(lambda raw: raw.execute(begin)) as raw:
             try:
                 yield raw
             except FairleadError:
@@ -136,15 +136,8 @@ class PostgresDatabase(Database):
             yield
         except errors.DiskFull as error:
             raise OutOfSpace(f"the feedback store {self.address}: {error}") from error
-        except (
-            psycopg.OperationalError,
-            psycopg.InterfaceError,
-            errors.DeadlockDetected,
-            errors.SerializationFailure,
-            errors.LockNotAvailable,
-        ) as error:
-            # Others in the pool have most likely lost the same server.
-            self._pool.drain()
+        except _LOST as error:
+            # Deadlocks and locks that were not to be had are among these.
             raise Unavailable(f"the feedback store {self.address}: {error}") from error
 
 

@@ -95,21 +95,16 @@ class SqliteDatabase(Database):
         if not self._writer.acquire(timeout=LOCK_SECONDS):
             raise Unavailable(f"the feedback store {self.address} was locked for {LOCK_SECONDS:g} s")
         try:
-            with self._translated(), self._pool.connection() as raw:
-                raw.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-                with self._transaction(raw, "BEGIN IMMEDIATE") as connection:
-                    yield connection
+            synchronous = f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}"
+            with self._transaction(synchronous, "BEGIN IMMEDIATE") as connection:
+                yield connection
         finally:
             self._writer.release()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """See base."""
-        with (
-            self._translated(),
-            self._pool.connection() as raw,
-            self._transaction(raw, "BEGIN") as connection,
-        ):
+        with self._transaction("BEGIN") as connection:
             yield connection
 
     def lock_schema(self, connection: Connection) -> None:
@@ -121,8 +116,8 @@ class SqliteDatabase(Database):
 
     def scrub(self) -> bool:
         """See base. `VACUUM` writes pages without free space, the checkpoint empties the log."""
-        with self._writer, self._translated(), self._pool.connection() as raw:
-            raw.execute(f"PRAGMA busy_timeout = {self.checkpoint_milliseconds}")
+        wait = f"PRAGMA busy_timeout = {self.checkpoint_milliseconds}"
+        with self._writer, self._translated(), self._pool.connection(lambda raw: raw.execute(wait)) as raw:
             try:
                 raw.execute("VACUUM")
                 busy, _, _ = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -152,14 +147,18 @@ class SqliteDatabase(Database):
         return raw
 
     @contextmanager
-    def _transaction(self, raw: sqlite3.Connection, begin: str) -> Iterator[Connection]:
-        raw.execute(begin)
-        try:
-            yield SqliteConnection(raw)
-        except FairleadError:
-            raw.execute("ROLLBACK")
-            raise
-        raw.execute("COMMIT")
+    def _transaction(self, *begin: str) -> Iterator[Connection]:
+        def start(raw: sqlite3.Connection) -> None:
+            for statement in begin:
+                raw.execute(statement)
+
+        with self._translated(), self._pool.connection(start) as raw:
+            try:
+                yield SqliteConnection(raw)
+            except FairleadError:
+                raw.execute("ROLLBACK")
+                raise
+            raw.execute("COMMIT")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

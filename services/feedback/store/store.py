@@ -10,6 +10,7 @@ from types import TracebackType
 
 from fairlead.errors import CorruptData
 from services.feedback.store.accesses import Accesses
+from services.feedback.store.artifacts import Artifacts
 from services.feedback.store.base import Database, migrate
 from services.feedback.store.canonical import keyed
 from services.feedback.store.context import Context
@@ -18,7 +19,6 @@ from services.feedback.store.figures import Figures
 from services.feedback.store.judgments import Judgments
 from services.feedback.store.leases import Leases
 from services.feedback.store.limits import Limits
-from services.feedback.store.lineage import Lineage
 from services.feedback.store.log import Log
 from services.feedback.store.people import People
 from services.feedback.store.projects import Projects
@@ -58,7 +58,7 @@ class Store:
         self.judgments = Judgments(context)
         self.log = Log(context)
         self.snapshots = Snapshots(context)
-        self.lineage = Lineage(context)
+        self.artifacts = Artifacts(context)
         self.erasures = Erasures(context)
         self.accesses = Accesses(context)
         self.figures = Figures(context)

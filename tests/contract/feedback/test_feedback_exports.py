@@ -101,7 +101,8 @@ def test_rankings_are_read_as_they_were_said(judged: tuple[World, list[Judged]],
             assert line.values["shown"] == list((one.entry.body or {})["shown"])
         assert isinstance(record.prompt, str) == (one.turns[0].role == "text")
         assert [line.values[name] for name in ("judgment", "task", "labeler", "cohort", "round", "late")] == [
-            *(one.entry.id, one.task.id, one.pseudonym, one.cohort, one.task.round, False)
+            *(one.entry.id, one.entry.id if one.task.kind == "edit" else one.task.id),
+            *(one.pseudonym, one.cohort, one.task.round, False),
         ]
     said = [one.judgment for one in rankings_of(found)]
     as_read = [read_judgment(line).judgment for line in lines]

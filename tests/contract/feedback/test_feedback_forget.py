@@ -22,7 +22,9 @@ def files_with(world: World, text: str) -> list[str]:
 def flushed(world: World) -> None:
     """Let PostgreSQL write its pages, so that a search of the files would find what is there."""
     if not world.is_sqlite:
-        with world.store._database._pool.connection() as raw:  # type: ignore[attr-defined]
+        import psycopg
+
+        with psycopg.connect(world.address, autocommit=True) as raw:
             raw.execute("CHECKPOINT")
 
 
@@ -54,7 +56,7 @@ def test_forgotten_person_is_in_no_file(world: World):
         assert files_with(world, text), f"{text} was never there, so its absence says nothing"
     assert [task.state for task in world.store.tasks.page(project.id)][:3] == ["closed"] * 3
 
-    reach = world.store.lineage.reach("person", anna)
+    reach = world.store.artifacts.reach("person", anna)
     erasure = world.store.erasures.forget("person", anna, actor="admin")
 
     flushed(world)
@@ -92,7 +94,7 @@ def test_forgotten_end_user_and_prompt_are_in_no_file(world: World):
     for _ in range(3):
         world.judge("anna", project, note="note")
     ids = {one.turns[0].content: one.id for one in world.store.prompts.page()}
-    world.store.lineage.add("policy", "policy-1", [ids["user-prompt-canary"]])
+    world.store.artifacts.add("policy", "policy-1", [ids["user-prompt-canary"]])
     world.store.accesses.add("admin", "read", ids["user-prompt-canary"])
     world.store.erasures.forget("subject", subject, actor="admin")
     world.store.erasures.forget("prompt", ids["single-prompt-canary"], actor="admin")
@@ -101,8 +103,8 @@ def test_forgotten_end_user_and_prompt_are_in_no_file(world: World):
     for text in ("user-prompt-canary", "single-prompt-canary", ids["user-prompt-canary"], subject):
         assert files_with(world, text) == []
     assert files_with(world, "kept-prompt-canary")
-    assert world.store.lineage.get("policy-1").tainted is not None
-    assert world.store.lineage.add("policy", "policy-2", ["policy-1"]).tainted is not None
+    assert world.store.artifacts.get("policy-1").tainted is not None
+    assert world.store.artifacts.add("policy", "policy-2", ["policy-1"]).tainted is not None
     assert len(world.store.snapshots.judged(Filter(project.id))) == 1
     world.store.log.verify()
     for kind, name in (("subject", subject), ("prompt", ids["single-prompt-canary"]), ("prompt", "unknown")):
@@ -159,7 +161,7 @@ def test_reach_equals_an_oracle_on_a_random_graph(world: World):
         made[snapshot.digest] = set(world.store.snapshots.entries(snapshot.digest))
     for number in range(50 - len(made)):
         sources = set(draw.sample(sorted(made), min(len(made), draw.randrange(1, 3))))
-        world.store.lineage.add(draw.choice(["reward_model", "policy"]), f"model-{number}", sorted(sources))
+        world.store.artifacts.add(draw.choice(["reward_model", "policy"]), f"model-{number}", sorted(sources))
         made[f"model-{number}"] = sources
     assert len(made) == 50
     tasks = world.store.tasks.page(project.id)
@@ -178,13 +180,13 @@ def test_reach_equals_an_oracle_on_a_random_graph(world: World):
         reached: set[str] = set()
         while grown := {one for one, sources in made.items() if sources & (said | reached)} - reached:
             reached |= grown
-        found = world.store.lineage.reach(kind, name)
+        found = world.store.artifacts.reach(kind, name)
         assert set(found.prompts) == gone
         assert set(found.tasks) == touched
         assert set(found.entries) == said
         assert set(found.artifacts) == reached
         sizes.add(len(reached))
     assert len(sizes) > 2
-    expected = set(world.store.lineage.reach("person", world.person("p3")).artifacts)
+    expected = set(world.store.artifacts.reach("person", world.person("p3")).artifacts)
     world.store.erasures.forget("person", world.person("p3"), actor="admin")
-    assert {one.id for one in world.store.lineage.all(tainted=True)} == expected
+    assert {one.id for one in world.store.artifacts.all(tainted=True)} == expected

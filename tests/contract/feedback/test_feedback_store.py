@@ -21,6 +21,7 @@ from fairlead.errors import (
     PermissionDenied,
     SchemaTooNew,
     Unauthenticated,
+    Unavailable,
 )
 from fairlead.judgments import agreement
 from fairlead.types import Message
@@ -28,7 +29,7 @@ from services.feedback.store import open_store
 from services.feedback.store.judged import Filter, Ranking, Writing
 from services.feedback.store.log import Head
 from services.feedback.store.records import NewAnswer, NewPerson, NewTask, ProjectSettings
-from tests.feedback_world import World, prompt, ranked, ranking_task
+from tests.feedback_world import World, open_world, prompt, ranked, ranking_task, schema_of
 
 
 def test_projects_keep_settings_and_guidelines(world: World):
@@ -172,6 +173,8 @@ def test_collected_prompts_are_screened_before_they_are_shown(world: World):
         world.store.prompts.screen(waiting.id, "screened", masked=[Message("user", "other")])
     world.store.prompts.screen(waiting.id, "screened")
     assert world.take("anna", project).turns == (Message("user", "hello"),)
+    world.store.prompts.screen(waiting.id, "rejected")
+    assert world.store.leases.take(world.person("anna"), project.id) is None
 
 
 def test_take_gives_each_person_the_best_task_they_have_not_had(world: World):
@@ -556,21 +559,21 @@ def test_snapshot_of_the_same_log_is_the_same(world: World):
     assert agreement([one.judgment for one in world.store.snapshots.judged(everybody)], seed=0).rate == 1.0
 
 
-def test_artifacts_know_their_lineage(world: World):
+def test_artifacts_know_what_they_were_made_from(world: World):
     project = world.project()
     world.add(project, ranking_task())
     world.judge("anna", project)
     snapshot = world.store.snapshots.make(Filter(project.id)).digest
-    lineage = world.store.lineage
-    reward = lineage.add("reward_model", "rm-1", [snapshot], place="runs/a/reward")
-    policy = lineage.add("policy", "policy-1", ["rm-1"])
-    assert lineage.add("policy", "policy-1", ["rm-1"]) == policy
-    assert lineage.made_of(snapshot) == [reward, policy] or lineage.made_of(snapshot) == [policy, reward]
-    assert {one.id for one in lineage.sources("policy-1")} == {"rm-1", snapshot}
+    artifacts = world.store.artifacts
+    reward = artifacts.add("reward_model", "rm-1", [snapshot], place="runs/a/reward")
+    policy = artifacts.add("policy", "policy-1", ["rm-1"])
+    assert artifacts.add("policy", "policy-1", ["rm-1"]) == policy
+    assert artifacts.made_of(snapshot) == [reward, policy] or artifacts.made_of(snapshot) == [policy, reward]
+    assert {one.id for one in artifacts.sources("policy-1")} == {"rm-1", snapshot}
     with pytest.raises(Conflict, match="made from something else"):
-        lineage.add("policy", "policy-1", [snapshot])
+        artifacts.add("policy", "policy-1", [snapshot])
     with pytest.raises(NotFound, match="no artifact and no prompt"):
-        lineage.add("policy", "policy-2", ["unknown"])
+        artifacts.add("policy", "policy-2", ["unknown"])
 
 
 def test_accesses_and_hours_are_listed(world: World):
@@ -620,6 +623,22 @@ def test_one_person_with_two_tabs_gets_one_task(world: World):
         thread.join(30)
     assert len(found) == 4
     assert len(set(found)) == 1
+
+
+def test_lost_connections_are_replaced(postgres: tuple[str, Path], tmp_path: Path):
+    import psycopg
+
+    world = open_world(schema_of(postgres[0], "lost"), tmp_path)
+    project = world.project()
+    with psycopg.connect(postgres[0], autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND datname IS NOT NULL"
+        )
+    assert world.store.projects.get("help") == project
+    world.store.close()
+    with pytest.raises(Unavailable, match="the feedback store postgresql:///postgres"):
+        open_store(f"postgresql://nobody@/postgres?host={tmp_path}")
 
 
 def test_wrong_files_are_refused(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Lineage: what was made of judgments, and what a person, an end user or a prompt reached."""
+"""Artifacts: what was made of judgments, and what a person, an end user or a prompt reached."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Reach:
     """What was made of these, directly or not."""
 
 
-class Lineage:
+class Artifacts:
     """What was made of what."""
 
     def __init__(self, context: Context) -> None:
