@@ -54,6 +54,8 @@ COMMON = {
     "reference.batching": "max_batch_tokens",
     "rollout_worker": "replicas max_in_flight",
     "gateway": "replicas addresses tls chat_log",
+    "feedback": "replicas addresses tls origin store",
+    "feedback.project": "name kinds overlap shared_share gold_share",
     "queue": "redis_url redis_password",
     "weights": "transport dtype",
     "checkpoint": "every_updates keep",

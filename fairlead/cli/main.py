@@ -18,6 +18,7 @@ from fairlead.cli import (
     compare,
     data,
     export,
+    feedback,
     generate,
     k8s,
     keys,
@@ -55,7 +56,8 @@ _ORDER = (
         "best-of-n",
         "compare",
     ),
-    *("data", "agreement", "export", "export-triton", "report", "status", "audit", "plan", "keys", "k8s"),
+    *("data", "feedback", "agreement", "export", "export-triton", "report", "status", "audit", "plan"),
+    *("keys", "k8s"),
 )
 
 
@@ -120,6 +122,7 @@ generate.register(app)
 best_of_n.register(app)
 compare.register(app)
 data.register(app)
+feedback.register(app)
 agreement.register(app)
 export.register(app)
 

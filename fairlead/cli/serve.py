@@ -29,6 +29,7 @@ class Service(StrEnum):
     REFERENCE = "reference"
     ROLLOUT_WORKER = "rollout-worker"
     GATEWAY = "gateway"
+    FEEDBACK = "feedback"
     WEIGHTS = "weights"
 
 
@@ -69,8 +70,8 @@ def serve(
     # Report mistakes here, before the slow imports of a service.
     settings = load_config(run, config, overrides)
     file = config_file(run, config)
-    if service is Service.GATEWAY:
-        need("gateway")
+    if service in (Service.GATEWAY, Service.FEEDBACK):
+        need(service.value)
     elif service not in (Service.ROLLOUT_WORKER, Service.WEIGHTS) and not (
         service is Service.REWARD and settings.reward.engine == "function"
     ):

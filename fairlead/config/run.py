@@ -27,6 +27,7 @@ from pydantic_settings import (
 from fairlead.config import determinism, groups, retired
 from fairlead.config.base import ServerSection, TlsSection
 from fairlead.config.data import DataSection, ModelSection
+from fairlead.config.feedback import FeedbackSection
 from fairlead.config.folder import RunFolder
 from fairlead.config.guard import GuardSection
 from fairlead.config.http import GatewaySection
@@ -115,6 +116,8 @@ class RunConfig(BaseSettings):
     """The rollout workers."""
     gateway: GatewaySection = GatewaySection()
     """The HTTP gateway."""
+    feedback: FeedbackSection = FeedbackSection()
+    """The feedback service."""
     queue: QueueSection = QueueSection()
     """The queue in Redis."""
     weights: WeightsSection = WeightsSection()
@@ -231,8 +234,13 @@ class RunConfig(BaseSettings):
         """The folder of the weight store."""
         return Path(self.weights.path) if self.weights.path else self.folder.weights
 
+    @property
+    def feedback_store(self) -> str:
+        """The file or the address of the feedback service's store."""
+        return self.feedback.store or str(self.folder.root / "feedback.db")
+
     def server_limits(
-        self, service: Literal["policy", "reward", "reference", "weights", "gateway"]
+        self, service: Literal["policy", "reward", "reference", "weights", "gateway", "feedback"]
     ) -> ServerSection:
         """Return the limits of one service: `[server]`, with the deprecated keys of its own section."""
         section = getattr(self, service)

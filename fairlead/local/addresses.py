@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from fairlead.config import RunConfig
 from fairlead.config.base import ServiceSection
-from fairlead.config.http import GatewaySection
+from fairlead.config.http import HttpSection
 from fairlead.errors import ConfigError
 
 # Below the kernel's range for outgoing connections (32768 and up on Linux), so that none of these can take
@@ -156,6 +156,8 @@ class Addresses:
     """The weights service; empty if replicas read the store's folder."""
     gateway: ServiceAddresses = ServiceAddresses(())
     """The HTTP gateway."""
+    feedback: ServiceAddresses = ServiceAddresses(())
+    """The feedback service."""
     metrics: dict[str, int] = field(default_factory=dict)
     """Port of /metrics by process; -1 for no port."""
     redis_port: int = 0
@@ -180,17 +182,21 @@ def allocate(config: RunConfig) -> Addresses:
     if config.gateway.replicas:
         gateway = _service("gateway", config.gateway, ports, replicas=config.gateway.replicas)
     names += [f"gateway-{index}" for index in range(len(gateway.binds))]
+    feedback = ServiceAddresses(config.feedback.addresses)
+    if config.feedback.replicas:
+        feedback = _service("feedback", config.feedback, ports, replicas=config.feedback.replicas)
+    names += [f"feedback-{index}" for index in range(len(feedback.binds))]
     weights = ServiceAddresses(config.weights.addresses)
     if config.weights.transport == "grpc":
         weights = _service("weights", config.weights, ports, replicas=1)
     names += [f"weights-{index}" for index in range(len(weights.binds))]
     metrics = _metrics(config, ["trainer", *names], ports)
     redis_port = 0 if config.queue.redis_url else ports.free("valkey")
-    return Addresses(services, weights, gateway, metrics, redis_port)
+    return Addresses(services, weights, gateway, feedback, metrics, redis_port)
 
 
 def _service(
-    name: str, section: ServiceSection | GatewaySection, ports: Ports, *, replicas: int
+    name: str, section: ServiceSection | HttpSection, ports: Ports, *, replicas: int
 ) -> ServiceAddresses:
     """Return the addresses of a service.
 

@@ -75,11 +75,15 @@ def ppo_plan(
         for index in range(config.rollout_worker.replicas)
     ]
     gateways = [
-        build.gateway(index, bind, ready_after=tuple(spec.name for spec in services))
+        build.http_service("gateway", index, bind, ready_after=tuple(spec.name for spec in services))
         for index, bind in enumerate(addresses.gateway.binds)
     ]
+    feedback = [
+        build.http_service("feedback", index, bind, ready_after=())
+        for index, bind in enumerate(addresses.feedback.binds)
+    ]
     trainer = build.trainer(ready_after=tuple(spec.name for spec in queues), force=force)
-    return [*queues, trainer, *services, *workers, *gateways]
+    return [*queues, trainer, *services, *workers, *gateways, *feedback]
 
 
 def stage_plan(config: RunConfig, stage: str, *, config_file: Path, force: bool = False) -> list[ProcessSpec]:
@@ -183,12 +187,14 @@ class _Processes:
             drain_rank=_CLIENT_RANK,
         )
 
-    def gateway(self, index: int, bind: str, *, ready_after: tuple[str, ...]) -> ProcessSpec:
-        name = f"gateway-{index}"
+    def http_service(
+        self, section: str, index: int, bind: str, *, ready_after: tuple[str, ...]
+    ) -> ProcessSpec:
+        name = f"{section}-{index}"
         return ProcessSpec(
             name=name,
-            command=_module("services.gateway", self.file),
-            environment=self._environment(name) | {"FAIRLEAD_GATEWAY__BIND": bind},
+            command=_module(f"services.{section}", self.file),
+            environment=self._environment(name) | {f"FAIRLEAD_{section.upper()}__BIND": bind},
             probe=self._readyz(name),
             alive=self._healthz(name),
             metrics=self._metrics(name),

@@ -8,6 +8,7 @@ which keep the names of the ecosystem. A test compares docs/metrics.md with this
 from __future__ import annotations
 
 from fairlead.metrics.edge import AccessMetrics, GatewayMetrics, ProcessMetrics, ServerMetrics, TlsMetrics
+from fairlead.metrics.feedback import FeedbackMetrics
 from fairlead.metrics.loop import PHASES, TrainerMetrics, WorkerMetrics
 from fairlead.metrics.models import BatcherMetrics, PolicyMetrics, RewardMetrics, WeightsMetrics
 
@@ -16,6 +17,7 @@ __all__ = [
     "PHASES",
     "AccessMetrics",
     "BatcherMetrics",
+    "FeedbackMetrics",
     "GatewayMetrics",
     "PolicyMetrics",
     "ProcessMetrics",
@@ -38,6 +40,7 @@ AREAS = (
     WeightsMetrics,
     WorkerMetrics,
     GatewayMetrics,
+    FeedbackMetrics,
     TrainerMetrics,
 )
 """Every class, in the order of docs/metrics.md."""

@@ -25,11 +25,11 @@ from pydantic import AwareDatetime, Field, ValidationError, model_validator
 from fairlead.config.base import Section
 from fairlead.errors import InvalidInput, PermissionDenied, Unauthenticated
 
-Scope = Literal["score", "generate", "feedback", "weights", "admin"]
-"""`feedback` allows nothing; files of earlier releases may contain it."""
-SCOPES: tuple[Scope, ...] = ("score", "generate", "weights", "admin")
-"""score: rewards and reference log-probs; generate: completions; weights: fetching weights; admin:
-everything."""
+Scope = Literal["score", "generate", "weights", "feedback", "collect", "curate", "admin"]
+SCOPES: tuple[Scope, ...] = ("score", "generate", "weights", "feedback", "collect", "curate", "admin")
+"""score: rewards and reference log-probs; generate: completions; weights: fetching weights; feedback: tasks
+and judgments of one labeler; collect: handing in exchanges; curate: tasks, figures and exports of the
+feedback service; admin: everything."""
 
 _PREFIX = "fl"
 _SECRET_BYTES = 32

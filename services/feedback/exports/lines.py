@@ -9,12 +9,11 @@ from typing import Any
 
 from fairlead.errors import InvalidInput
 from fairlead.types import Message
+from services.feedback.store.records import PLAIN_TEXT
 
 Values = dict[str, Any]
 """An object of a line."""
 _LONE = re.compile("[\ud800-\udfff]")
-_PLAIN = "text"
-"""Role of a turn that is plain text, not part of a conversation."""
 
 
 def as_line(values: Mapping[str, Any]) -> str:
@@ -36,7 +35,7 @@ def readable(text: str) -> str:
 
 def prompt_of(turns: Sequence[Message]) -> str | list[Values]:
     """Return a prompt as lines have it: plain text, or messages."""
-    if len(turns) == 1 and turns[0].role == _PLAIN:
+    if len(turns) == 1 and turns[0].role == PLAIN_TEXT:
         return readable(turns[0].content)
     return [{"role": turn.role, "content": readable(turn.content)} for turn in turns]
 
@@ -52,7 +51,7 @@ def turns_of(prompt: object, where: str) -> tuple[Message, ...]:
         InvalidInput: it is neither.
     """
     if isinstance(prompt, str):
-        return (Message(_PLAIN, prompt),)
+        return (Message(PLAIN_TEXT, prompt),)
     if not isinstance(prompt, list):
         raise invalid(where, prompt, "a text, or an array of messages")
     found = []

@@ -12,11 +12,10 @@ from services.feedback.store.canonical import sha256, turns_of, turns_text
 from services.feedback.store.context import Context
 from services.feedback.store.limits import Limits, check_choice, check_identifier, check_text
 from services.feedback.store.people import require_people
-from services.feedback.store.records import Added, NewPrompt, Prompt
+from services.feedback.store.records import PLAIN_TEXT, Added, NewPrompt, Prompt
 
 _STATES = ("new", "screened")
 _MESSAGE_ROLES = ("system", "user", "assistant")
-_PLAIN_ROLES = ("text",)
 
 
 class Prompts:
@@ -131,7 +130,7 @@ def checked_prompt(prompt: NewPrompt, where: str, limits: Limits) -> None:
     if not 1 <= len(prompt.turns) <= limits.turns:
         raise InvalidInput(f"{where}.turns", got=f"{len(prompt.turns)} turns", allowed=f"1 to {limits.turns}")
     for number, turn in enumerate(prompt.turns):
-        roles = (*_MESSAGE_ROLES, *_PLAIN_ROLES) if len(prompt.turns) == 1 else _MESSAGE_ROLES
+        roles = (*_MESSAGE_ROLES, PLAIN_TEXT) if len(prompt.turns) == 1 else _MESSAGE_ROLES
         check_choice(f"{where}.turns[{number}].role", turn.role, roles)
         check_text(f"{where}.turns[{number}].content", turn.content, limits.text_characters, empty=True)
     if prompt.turns[-1].role == "assistant":

@@ -14,6 +14,8 @@ WRITTEN_KINDS = ("write", "edit", "prompt")
 """Kinds of tasks whose judgment is a text: an answer, a better answer, a prompt."""
 TASK_KINDS = (*RANKED_KINDS, *WRITTEN_KINDS)
 """Kinds of tasks."""
+PLAIN_TEXT = "text"
+"""Role of the only turn of a prompt that is plain text, which no chat template renders."""
 REASONS = ("random", "uncertain", "fresh", "gold", "audit")
 """Why a task was chosen. Only tasks drawn at random may measure anything."""
 PERSON_KINDS = ("labeler", "judge", "simulated", "import")

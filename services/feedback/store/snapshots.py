@@ -117,6 +117,11 @@ class Snapshots:
             )
         return found
 
+    def of_entries(self, entries: Sequence[str]) -> list[Judged]:
+        """Return what entries say, in the order of the log; those that are erased are absent."""
+        with self._context.database.reading() as connection:
+            return _judged(connection, entries)
+
     def judged(self, wanted: Filter) -> list[Judged]:
         """Return the judgments that a filter selects now, for figures; no list of them is kept.
 

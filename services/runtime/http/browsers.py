@@ -24,8 +24,8 @@ class BrowserGuard:
     def __init__(self, *, origin: str = "", hosts: Iterable[str] | None = None, setting: str) -> None:
         """
         Args:
-            origin: the origin under which pages are published, `https://feedback.example.com`; behind a proxy
-                that changes `Host`, only it identifies our own pages. Empty: that of `Host`.
+            origin: the origin under which pages are published, `https://feedback.example.com`. Where a proxy
+                changes `Host`, only this identifies our own pages. Empty: that of `Host`.
             hosts: names that `Host` may have, without ports; None accepts every name. A server open to
                 everyone on its machine needs them: a page of a name that resolves to 127.0.0.1 is on the same
                 origin as the server.

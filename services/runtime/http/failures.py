@@ -180,6 +180,8 @@ def _place(error: Any, body: object) -> list[str | int]:  # noqa: ANN401 - pydan
 
     Pydantic adds the names of types, of which a value had the choice: `content.list[TextPart].0.type`.
     """
+    if body is None and error["loc"][0] in ("query", "header", "path"):
+        return list(error["loc"][1:2])
     place: list[str | int] = []
     value: Any = body
     for part in error["loc"]:

@@ -142,7 +142,11 @@ def test_configured_gateway_is_started_on_its_port():
     )
     assert set(gateway.ready_after) == {"policy-0", "reward-0", "reference-0"}
     assert gateway.drain_rank < specs["reward-0"].drain_rank
-    assert list(plan(gateway__replicas=2))[-2:] == ["gateway-0", "gateway-1"]
+    assert list(plan(gateway__replicas=2, feedback__replicas=1))[-3:] == [
+        "gateway-0",
+        "gateway-1",
+        "feedback-0",
+    ]
 
 
 def test_configured_metrics_ports_follow_one_another():

@@ -257,12 +257,10 @@ def test_cli_creates_lists_and_revokes_keys(tmp_path: Path):
     assert bad.exit_code == 2
     assert "tokens_per_day: got 0" in bad.stderr
 
-    retired = run(app, ["keys", "create", "y", "--scope", "feedback", "--file", str(file)])
-    assert retired.exit_code == 2
-    with pytest.raises(
-        InvalidInput, match="got 'feedback', allowed: some of score, generate, weights, admin"
-    ):
-        api_keys.scopes_of(["feedback"])
+    unknown = run(app, ["keys", "create", "y", "--scope", "rank", "--file", str(file)])
+    assert unknown.exit_code == 2
+    with pytest.raises(InvalidInput, match="got 'rank', allowed: some of score, generate, weights, feedback"):
+        api_keys.scopes_of(["rank"])
     other = run(app, ["keys", "create", "--scope", "generate", "--scope", "score", "--file", str(file)])
     shown = json.loads(run(app, ["keys", "list", "--json", "--file", str(file)]).stdout)
     assert [one["scopes"] for one in shown] == [["score"], ["score", "generate"]]

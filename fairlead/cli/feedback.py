@@ -1,0 +1,299 @@
+"""`fairlead feedback`: start the feedback service, invite people, add tasks, and get what they said."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fairlead.cli.output import (
+    ConfigFile,
+    ConfigOption,
+    Json,
+    Overrides,
+    fail,
+    say,
+    with_examples,
+)
+from fairlead.cli.serve import Service
+from fairlead.cli.serve import serve as serve_service
+
+if TYPE_CHECKING:
+    from fairlead.feedback_client import FeedbackClient
+
+_POLL_SECONDS = 2.0
+
+app = typer.Typer(
+    name="feedback",
+    no_args_is_help=True,
+    help="People in the loop: rank answers, write demonstrations, agree, export (docs/feedback.md).",
+)
+
+Address = Annotated[
+    str,
+    typer.Option(
+        "--address",
+        envvar="FAIRLEAD_FEEDBACK",
+        metavar="HOST:PORT",
+        help="Address of the service, or the URL under which it is published. The API key is in "
+        "FAIRLEAD_API_KEY.",
+    ),
+]
+Project = Annotated[str | None, typer.Option("--project", help="Name of the project.")]
+
+
+class Role(StrEnum):
+    """What a person may do."""
+
+    LABELER = "labeler"
+    REVIEWER = "reviewer"
+    LEAD = "lead"
+    AUDITOR = "auditor"
+
+
+class Cohort(StrEnum):
+    """Whether rankings of a person may be trained on."""
+
+    TRAIN = "train"
+    HELDOUT = "heldout"
+
+
+class Form(StrEnum):
+    """Formats of an export."""
+
+    RANKINGS = "rankings"
+    PAIRS = "pairs"
+    DEMONSTRATIONS = "demonstrations"
+    PROMPTS = "prompts"
+
+
+def register(root: typer.Typer) -> None:
+    """Add the group of verbs."""
+    root.add_typer(app)
+
+
+@app.command(
+    "serve",
+    help=with_examples(
+        "Run the service in the foreground; SIGTERM or Ctrl-C drains it.",
+        "fairlead feedback serve run.toml",
+        "fairlead feedback serve --set 'feedback.addresses=[\"127.0.0.1:8400\"]'",
+    ),
+)
+def serve(run: ConfigFile = None, config: ConfigOption = None, overrides: Overrides = None) -> None:
+    """Run the service in place of this process."""
+    serve_service(Service.FEEDBACK, run, config, overrides)
+
+
+@app.command(
+    "invite",
+    help=with_examples(
+        "Add a person and print the link that signs them in, once.",
+        "fairlead feedback invite anna --address 127.0.0.1:8400",
+        "fairlead feedback invite ben --role reviewer --cohort heldout",
+    ),
+)
+def invite(
+    handle: Annotated[str, typer.Argument(help="Name of the person.")],
+    address: Address,
+    role: Annotated[Role, typer.Option("--role", help="What they may do.")] = Role.LABELER,
+    cohort: Annotated[
+        Cohort, typer.Option("--cohort", help="heldout: their rankings are never trained on.")
+    ] = Cohort.TRAIN,
+) -> None:
+    """Add a person, or find one of this name, and print a new link."""
+    with _client(address) as client:
+        known = next(
+            (one for one in client.call("GET", "/people")["people"] if one["handle"] == handle), None
+        )
+        if known is None:
+            body = {"handle": handle, "role": role.value, "cohort": cohort.value}
+            known = client.call("POST", "/people", body)
+        found = client.call("POST", f"/people/{known['id']}/invitation")
+    link = found["link"]
+    say(
+        f"works once, for {found['seconds'] / 86_400:.0f} days; who has it can sign in as {handle}",
+        err=True,
+        dim=True,
+    )
+    typer.echo(link if "://" in link else f"http://{address}{link}")
+
+
+@app.command(
+    "tasks",
+    help=with_examples(
+        "Add tasks from files of JSON lines: `prompt` and `responses`, as `fairlead generate --n 4` writes "
+        "them. The same content again is the same task.",
+        "fairlead feedback tasks answers.jsonl --address 127.0.0.1:8400",
+        "fairlead feedback tasks prompts.jsonl --kind write --overlap 2",
+    ),
+)
+def tasks(
+    files: Annotated[list[Path], typer.Argument(help="Files of JSON lines; - is standard input.")],
+    address: Address,
+    project: Project = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="rank, pair, write, edit or prompt.")] = None,
+    overlap: Annotated[
+        int | None, typer.Option("--overlap", min=1, help="Judgments of each; by default the project's.")
+    ] = None,
+    priority: Annotated[int | None, typer.Option("--priority", help="Higher is given out first.")] = None,
+) -> None:
+    """Read the files and add their tasks."""
+    given = {"kind": kind, "overlap": overlap, "priority": priority}
+    fields = {name: value for name, value in given.items() if value is not None}
+    with _client(address) as client:
+        new = [one for file in files for one in client.add_tasks(_tasks(file, fields), project=project)]
+    say(f"{sum(new)} new tasks, {len(new) - sum(new)} known before")
+
+
+@app.command("status", help="Show the progress of a project.")
+def status(address: Address, project: Project = None, as_json: Json = False) -> None:
+    """Print progress."""
+    with _client(address) as client:
+        found = client.figures("progress", project=project)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    counts = found["tasks"]
+    skipped = ", ".join(f"{count} {reason}" for reason, count in found["skipped"].items()) or "none"
+    for name, value in (
+        ("tasks", ", ".join(f"{counts.get(state, 0)} {state}" for state in ("open", "closed", "withdrawn"))),
+        ("judgments", f"{found['done']} done, {found['late']} late, {found['wanted']} wanted"),
+        ("in work", f"{found['leases']} leases, {found['expired']} ended without a judgment"),
+        ("skipped", skipped),
+        ("to review", str(found["review"])),
+    ):
+        typer.echo(f"{name:<10} {value}")
+
+
+@app.command(
+    "figures",
+    help=with_examples(
+        "Show figures of a project as JSON: agreement with intervals, labelers, or biases.",
+        "fairlead feedback figures agreement --address 127.0.0.1:8400",
+    ),
+)
+def figures(
+    name: Annotated[str, typer.Argument(help="agreement, labelers, bias or progress.")],
+    address: Address,
+    project: Project = None,
+) -> None:
+    """Print figures."""
+    with _client(address) as client:
+        typer.echo(json.dumps(client.figures(name, project=project), indent=1, ensure_ascii=False))
+
+
+@app.command(
+    "export",
+    help=with_examples(
+        "Make a snapshot of all judgments that may be trained on, write it as JSON lines, and print its "
+        "digest.",
+        "fairlead feedback export --out rankings.jsonl --address 127.0.0.1:8400",
+        "fairlead feedback export --format demonstrations --out demonstrations.jsonl",
+    ),
+)
+def export(
+    address: Address,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")],
+    form: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.RANKINGS,
+    cohort: Annotated[Cohort, typer.Option("--cohort", help="Whose judgments.")] = Cohort.TRAIN,
+    project: Project = None,
+) -> None:
+    """Make a snapshot and write one file of it."""
+    kinds = {
+        Form.RANKINGS: ["rank", "pair"],
+        Form.PAIRS: ["rank", "pair", "edit"],
+        Form.DEMONSTRATIONS: ["write", "edit"],
+        Form.PROMPTS: ["prompt"],
+    }
+    wanted: dict[str, Any] = {"kinds": kinds[form], "cohorts": [cohort.value]}
+    with _client(address) as client:
+        snapshot = client.snapshot(**wanted, **({"project": project} if project else {}))
+        data = client.export(snapshot["digest"], form.value)
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    aside.write_bytes(data)
+    aside.replace(out)
+    count = len(data.splitlines())
+    say(f"{out}: {count} lines of {snapshot['entries']} judgments", err=True, dim=True)
+    typer.echo(snapshot["digest"])
+
+
+@app.command(
+    "follow",
+    help=with_examples(
+        "Append each ranking to a file of JSON lines as it comes, as `data.fresh_rankings` reads it. Started "
+        "again, it continues after the last line of the file.",
+        "fairlead feedback follow --out fresh.jsonl --address 127.0.0.1:8400",
+    ),
+)
+def follow(
+    address: Address,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to append to.")],
+    project: Project = None,
+    once: Annotated[bool, typer.Option("--once", help="Stop at the present end.")] = False,
+) -> None:
+    """Append rankings until stopped."""
+    after = _last_seq(out)
+    with _client(address) as client, out.open("ab") as file:
+        while True:
+            for found in client.judgments(after=after, project=project):
+                after = int(found["seq"])
+                if "responses" in (line := found.get("line") or {}):
+                    # The place in the log is in the line: one write keeps both or neither.
+                    file.write(json.dumps(line | {"seq": after}, ensure_ascii=False).encode() + b"\n")
+                    file.flush()
+            if once:
+                return
+            time.sleep(_POLL_SECONDS)
+
+
+@app.command("verify", help="Check every entry of the log and every snapshot against its digest.")
+def verify(address: Address) -> None:
+    """Verify the log and print its head, which proves later what came before."""
+    with _client(address) as client:
+        found = client.call("GET", "/log/verification")
+    head = found["head"]
+    typer.echo(f"{head['seq']} entries, {found['erased']} erased, {found['snapshots']} snapshots: in order")
+    typer.echo(head["id"])
+
+
+def _client(address: str) -> FeedbackClient:
+    from fairlead.config import load
+    from fairlead.feedback_client import FeedbackClient
+
+    config = load()
+    tls = config.tls if config.tls.on else None
+    return FeedbackClient(address, tls=tls, allow_insecure=config.keys.allow_insecure)
+
+
+def _tasks(file: Path, fields: Mapping[str, object]) -> Iterator[dict[str, Any]]:
+    """Yield the tasks of a file; keys that the API does not know are left out."""
+    from fairlead.cli import lines
+
+    known = ("prompt", "responses", "gold", "why", "round", "source", "consent", "user", "split_group")
+    for line in lines.read(file, field="FILES", text_key=None):
+        yield {name: line.values[name] for name in known if name in line.values} | dict(fields)
+
+
+def _last_seq(file: Path) -> int:
+    """Return the place in the log of the last line that `follow` wrote; cut off an incomplete line."""
+    if not file.exists():
+        return 0
+    with file.open("r+b") as opened:
+        data = opened.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        opened.truncate(len(whole))
+    lines = whole.splitlines()
+    if not lines:
+        return 0
+    try:
+        return int(json.loads(lines[-1])["seq"])
+    except (ValueError, KeyError, TypeError):
+        allowed = "a file that `follow` wrote, or a new one"
+        fail(f"--out: got {file}, whose last line has no `seq`, allowed: {allowed}")

@@ -1,0 +1,258 @@
+"""The calls of the feedback service by name."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote, urlencode
+
+from fairlead.feedback_client.connection import Connection
+from fairlead.rpc.tls import TlsFiles
+from fairlead.types import Message
+
+_API = "/v1/feedback"
+_TASKS_AT_ONCE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task, as it is given to one labeler."""
+
+    assignment: str
+    """Names the labeler's work on this task."""
+    kind: str
+    """`rank`, `pair`, `write`, `edit` or `prompt`."""
+    prompt: tuple[Message, ...]
+    """The conversation to answer; a single message of the role `text` is plain text."""
+    answers: Mapping[str, str]
+    """Text of each answer by its id, in the order shown."""
+    guideline: int
+    """Version of the guidelines; 0 if there are none."""
+    seconds: float
+    """Length of the lease that is left."""
+    draft: Mapping[str, Any] | None
+    """What was saved before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was handed in."""
+
+    id: str
+    """Names the judgment."""
+    late: bool
+    """Whether its place had been given to somebody else."""
+    repeated: bool
+    """Whether it had been handed in before."""
+
+
+class FeedbackClient:
+    """A client for one thread. Requests are repeated while the service is away; none is counted twice."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        api_key: str | None = None,
+        tls: TlsFiles | None = None,
+        allow_insecure: bool = False,
+        timeout_seconds: float = 60.0,
+    ) -> None:
+        """
+        Args:
+            address: `host:port`, or the URL under which the service is published.
+            api_key: the key; None for FAIRLEAD_API_KEY of the environment, "" for no key.
+            tls: certificates, such as `[tls]` of a run.
+            allow_insecure: allow sending the key to other machines in plain text.
+            timeout_seconds: deadline of a request with its retries.
+
+        Raises:
+            ConfigError: the address is invalid, or a key would be sent in plain text.
+        """
+        self._connection = Connection(
+            address,
+            api_key=api_key,
+            tls=tls,
+            allow_insecure=allow_insecure,
+            timeout_seconds=timeout_seconds,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def call(
+        self, method: str, path: str, body: object = None, *, query: Mapping[str, object] | None = None
+    ) -> Any:  # noqa: ANN401 - the JSON of any route
+        """Call a route of the API and return its JSON; None if it has none.
+
+        Args:
+            method: HTTP method.
+            path: after `/v1/feedback`.
+            body: sent as JSON.
+            query: parameters; those that are None are left out.
+
+        Raises:
+            FairleadError: see `Connection.request`.
+        """
+        given = {name: value for name, value in (query or {}).items() if value is not None}
+        where = f"{_API}{path}" + (f"?{urlencode(given, doseq=True)}" if given else "")
+        reply = self._connection.request(method, where, body)
+        return reply.json if reply.body else None
+
+    def sign_in(self, *, handle: str = "", kind: str = "simulated", invitation: str = "") -> None:
+        """Start a session for later calls: with a handle on the service's own machine, or an invitation.
+
+        Raises:
+            PermissionDenied: the service needs an invitation.
+            FairleadError: see `Connection.request`.
+        """
+        body = {"invitation": invitation} if invitation else {"handle": handle, "kind": kind}
+        reply = self._connection.request("POST", f"{_API}/sessions", body)
+        self._connection.headers["cookie"] = reply.headers["set-cookie"].partition(";")[0]
+
+    def add_tasks(self, tasks: Iterable[Mapping[str, Any]], *, project: str | None = None) -> Iterator[bool]:
+        """Add tasks, as lines that `fairlead generate` writes; yield for each whether it is new.
+
+        Raises:
+            InvalidInput: names the field of the task, counted within 200 of them.
+            FairleadError: see `Connection.request`.
+        """
+        left = iter(tasks)
+        while part := list(islice(left, _TASKS_AT_ONCE)):
+            body = {"tasks": [dict(task) for task in part]} | ({"project": project} if project else {})
+            for added in self.call("POST", "/tasks", body)["tasks"]:
+                yield bool(added["new"])
+
+    def next(self, *, project: str | None = None, kinds: Sequence[str] | None = None) -> Task | None:
+        """Return the task that this labeler works on, or a new one; None if there is nothing to do now.
+
+        Raises:
+            FairleadError: see `Connection.request`.
+        """
+        body = {name: value for name, value in (("project", project), ("kinds", kinds)) if value is not None}
+        found = self.call("POST", "/next", body)
+        return None if found is None else _task(found)
+
+    def renew(self, assignment: str) -> float:
+        """Let a lease begin again; return its length in seconds.
+
+        Raises:
+            Conflict: its place has been given to somebody else.
+            FairleadError: see `Connection.request`.
+        """
+        return float(self.call("PUT", f"/assignments/{quote(assignment)}/lease")["seconds"])
+
+    def rank(self, assignment: str, ranks: Mapping[str, int], **more: object) -> Receipt:
+        """Hand in a ranking: 1 for the best, equal ranks for ties.
+
+        Args:
+            assignment: of the task.
+            ranks: rank of every answer by its id.
+            **more: `ratings`, `flags`, `strength`, `note`, `seconds` and `details` of the API.
+
+        Raises:
+            FairleadError: see `Connection.request`.
+        """
+        return self._hand_in(assignment, {"ranks": dict(ranks), **more})
+
+    def write(self, assignment: str, text: str, **more: object) -> Receipt:
+        """Hand in a text, of a task of another kind than `rank` and `pair`.
+
+        Args:
+            assignment: of the task.
+            text: what was written.
+            **more: `base`, `note`, `seconds` and `details` of the API.
+
+        Raises:
+            FairleadError: see `Connection.request`.
+        """
+        return self._hand_in(assignment, {"text": text, **more})
+
+    def skip(self, assignment: str, reason: str, *, note: str = "") -> None:
+        """Give a task back for good.
+
+        Raises:
+            FairleadError: see `Connection.request`.
+        """
+        self.call("POST", f"/assignments/{quote(assignment)}/skip", {"reason": reason, "note": note})
+
+    def judgments(self, *, after: int = 0, project: str | None = None) -> Iterator[Mapping[str, Any]]:
+        """Yield what was said after an entry of the log, to its present end; `seq` is where to continue.
+
+        Raises:
+            FairleadError: see `Connection.request`.
+        """
+        while True:
+            page = self.call("GET", "/judgments", query={"after": after, "project": project})
+            yield from page["judgments"]
+            if page["after"] == after:
+                return
+            after = int(page["after"])
+
+    def figures(self, name: str, *, project: str | None = None) -> dict[str, Any]:
+        """Return figures of a project: `progress`, `agreement`, `labelers` or `bias`.
+
+        Raises:
+            FairleadError: see `Connection.request`.
+        """
+        found = self.call("GET", f"/figures/{quote(name)}", query={"project": project})
+        assert isinstance(found, dict)
+        return found
+
+    def snapshot(self, **wanted: object) -> dict[str, Any]:
+        """Make a snapshot of the judgments that a filter selects now.
+
+        Args:
+            **wanted: `project`, `kinds`, `cohorts`, `rounds` and so on, as in the API.
+
+        Raises:
+            InvalidInput: no judgment matches.
+            FairleadError: see `Connection.request`.
+        """
+        found = self.call("POST", "/snapshots", wanted)
+        assert isinstance(found, dict)
+        return found
+
+    def export(self, digest: str, form: str = "rankings") -> bytes:
+        """Return the judgments of a snapshot as JSON lines.
+
+        Args:
+            digest: of the snapshot.
+            form: `rankings`, `pairs`, `demonstrations` or `prompts`.
+
+        Raises:
+            Conflict: some were erased.
+            FairleadError: see `Connection.request`.
+        """
+        return self._connection.request("GET", f"{_API}/snapshots/{quote(digest)}.{quote(form)}").body
+
+    def _hand_in(self, assignment: str, body: Mapping[str, object]) -> Receipt:
+        headers = {"idempotency-key": secrets.token_hex(16)}
+        path = f"{_API}/assignments/{quote(assignment)}/judgment"
+        found = self._connection.request("POST", path, body, headers=headers).json
+        return Receipt(id=found["id"], late=found["late"], repeated=found["repeated"])
+
+
+def _task(found: Mapping[str, Any]) -> Task:
+    return Task(
+        assignment=found["assignment"],
+        kind=found["kind"],
+        prompt=tuple(Message(turn["role"], turn["content"]) for turn in found["prompt"]),
+        answers={answer["id"]: answer["text"] for answer in found["answers"]},
+        guideline=found["guideline"],
+        seconds=found["seconds"],
+        draft=found["draft"],
+    )

@@ -1,0 +1,83 @@
+"""Start the feedback service: configuration → store → app → HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from pathlib import Path
+
+from fairlead import metrics
+from fairlead.config import RunConfig
+from fairlead.config.feedback import FeedbackSection
+from fairlead.metrics import page as metrics_page
+from services.feedback.app import make_app
+from services.feedback.gauges import keep_gauges
+from services.feedback.service import Service, needs_no_sign_in
+from services.feedback.store import Store, open_store
+from services.feedback.store.records import ProjectSettings
+from services.feedback.store_threads import StoreThreads
+from services.runtime import process
+from services.runtime.access.control import AccessControl
+from services.runtime.http.cookies import SessionCookie
+from services.runtime.http.server import HttpServer
+
+logger = logging.getLogger(__name__)
+
+
+async def run(config: RunConfig) -> None:
+    """Serve until a signal, then drain."""
+    section = config.feedback
+    async with contextlib.AsyncExitStack() as stack:
+        access = AccessControl(config.keys, access_metrics=metrics.AccessMetrics())
+        stack.push_async_callback(access.close)
+        server = await stack.enter_async_context(
+            HttpServer(
+                section,
+                name="feedback",
+                drain_seconds=config.server_limits("feedback").drain_seconds,
+                tls=config.tls,
+            )
+        )
+        if "://" not in config.feedback_store:
+            Path(config.feedback_store).parent.mkdir(parents=True, exist_ok=True)
+        store = await asyncio.to_thread(open_store, config.feedback_store)
+        stack.callback(store.close)
+        await asyncio.to_thread(ensure_project, store, section)
+        feedback_metrics = metrics.FeedbackMetrics()
+        threads = StoreThreads(feedback_metrics)
+        stack.callback(threads.close)
+        service = Service(
+            store=store,
+            threads=threads,
+            metrics=feedback_metrics,
+            section=section,
+            cookie=SessionCookie("fairlead_feedback", secure=section.origin.startswith("https:")),
+            is_open=needs_no_sign_in(section, server.address, requires_keys=access.requires_keys),
+        )
+        gauges = asyncio.create_task(keep_gauges(service), name="gauges")
+        stack.callback(gauges.cancel)
+
+        def ready() -> bool:
+            return not server.draining
+
+        port, stop_metrics = metrics_page.serve(config.observe, tls=config.tls, ready=ready)
+        stack.push_async_callback(asyncio.to_thread, stop_metrics)
+        where = section.origin or f"http://{server.address}"
+        fields = {"address": server.address, "metrics_port": port, "store": config.feedback_store}
+        logger.info("feedback listens on %s%s", where, section.root_path, extra=fields)
+        style = config.observe.access_log
+        server.warn(asks_for_keys=True, logs_texts=style == "texts")
+        await server.serve(make_app(service, ready=ready, access=access, access_log=style))
+
+
+def ensure_project(store: Store, section: FeedbackSection) -> None:
+    """Create the project of the configuration, if the store has none of its name."""
+    wanted = section.project
+    if all(known.settings.name != wanted.name for known in store.projects.all()):
+        store.projects.create(ProjectSettings(**wanted.model_dump()))
+
+
+if __name__ == "__main__":
+    sys.exit(process.main("feedback", run))

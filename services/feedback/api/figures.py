@@ -1,0 +1,94 @@
+"""Figures of a project: progress, agreement, each labeler, and biases.
+
+Agreement and biases are computed from tasks drawn at random, unless others are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from fairlead import judgments
+from fairlead.judgments import Judgment
+from services.feedback.api.bodies import Why, routes
+from services.feedback.service import Service
+from services.feedback.store.judged import Filter
+from services.feedback.store.records import COHORTS, PERSON_KINDS, RANKED_KINDS
+
+_SEED = 0
+"""Of the resampling, so that the same judgments have the same intervals."""
+Project = Annotated[
+    str | None, Query(description="Name of the project; that of the configuration by default.")
+]
+Whys = Annotated[list[Why], Query(description="Why the tasks were chosen.")]
+
+
+def router(service: Service) -> APIRouter:
+    """Return the routes."""
+    api = routes("figures")
+    store, run = service.store, service.threads.run
+
+    async def project_id(name: str | None) -> str:
+        return (await run(store.projects.get, name or service.section.project.name)).id
+
+    @api.get("/figures/progress", summary="Progress")
+    async def progress(project: Project = None) -> dict[str, Any]:
+        """Return the tasks, leases, judgments and skips of a project."""
+        return asdict(await run(store.figures.progress, await project_id(project)))
+
+    @api.get("/figures/agreement", summary="Agreement")
+    async def agreement(project: Project = None, why: Whys = ["random"]) -> dict[str, Any]:  # noqa: B006
+        """Return the rate of agreement and Krippendorff's α, with intervals, and each two labelers' rate."""
+
+        def work(project: str) -> dict[str, Any]:
+            found = _of_project(service, project, why)
+            two = [pair.as_json() for pair in judgments.by_two_labelers(found)]
+            return {"agreement": judgments.agreement(found, seed=_SEED).as_json(), "labelers": two}
+
+        return await run(work, await project_id(project))
+
+    @api.get("/figures/labelers", summary="Labelers")
+    async def labelers(project: Project = None) -> dict[str, Any]:
+        """Return what each person has done, and how they agree with the others on the last shared tasks."""
+
+        def work(project: str) -> dict[str, Any]:
+            people = {person.id: person for person in store.people.all()}
+            found = _of_project(service, project, ("random", "audit", "uncertain", "fresh"))
+            agreed = {one.labeler: one.as_json() for one in judgments.leave_one_out(found)}
+            return {
+                "labelers": [
+                    asdict(counts)
+                    | {"handle": people[counts.person].handle, "kind": people[counts.person].kind}
+                    | {"cohort": people[counts.person].cohort, "state": people[counts.person].state}
+                    | {"agreement": agreed.get(counts.person)}
+                    for counts in store.figures.labelers(project)
+                ]
+            }
+
+        return await run(work, await project_id(project))
+
+    @api.get("/figures/bias", summary="Biases")
+    async def bias(project: Project = None, why: Whys = ["random"]) -> dict[str, Any]:  # noqa: B006
+        """Return whether places on the page and lengths decide."""
+
+        def work(project: str) -> dict[str, Any]:
+            found = _of_project(service, project, why)
+            return {
+                "position": judgments.position_bias(found).as_json(),
+                "length": judgments.length_bias(found, seed=_SEED).as_json(),
+            }
+
+        return await run(work, await project_id(project))
+
+    return api
+
+
+def _of_project(service: Service, project: str, whys: Sequence[str]) -> list[Judgment]:
+    """Return the rankings of a project that count, by everybody, for figures."""
+    wanted = Filter(
+        project=project, kinds=RANKED_KINDS, cohorts=COHORTS, people=PERSON_KINDS, whys=tuple(whys)
+    )
+    return [one.judgment for one in service.store.snapshots.judged(wanted)]

@@ -1,0 +1,107 @@
+"""Snapshots: lists of judgments named by their digest, and the files that are made of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from fastapi import Response as HttpResponse
+from pydantic import Field
+
+from fairlead.errors import NotFound
+from services.feedback.api.bodies import Body, Kind, Why, routes, wire_names
+from services.feedback.exports.formats import FORMATS, export
+from services.feedback.identity import CurrentIdentity
+from services.feedback.service import Service
+from services.feedback.store.judged import Filter, Snapshot
+
+JSON_LINES = "application/x-ndjson"
+_MEDIA_TYPES = {"jsonl": JSON_LINES, "json": "application/json"}
+
+
+class SnapshotRequest(Body):
+    """Which judgments are in it."""
+
+    project: str | None = Field(default=None, max_length=64)
+    """Name of the project; that of the configuration by default."""
+    kinds: list[Kind] = ["rank", "pair"]  # noqa: RUF012 - pydantic copies it
+    """Kinds of tasks."""
+    cohorts: list[Literal["train", "heldout"]] = ["train"]  # noqa: RUF012
+    """Cohorts of people; those who are held out only measure."""
+    people: list[Literal["labeler", "judge", "simulated", "import"]] = ["labeler", "simulated", "import"]  # noqa: RUF012
+    """Kinds of people."""
+    whys: list[Why] = ["random", "uncertain", "fresh", "audit"]  # noqa: RUF012
+    """Why the task was chosen."""
+    rounds: list[int] = []  # noqa: RUF012
+    """Rounds; empty for all."""
+    without: list[str] = []  # noqa: RUF012
+    """Ids of people who are left out."""
+    late: bool = True
+    """Whether judgments that came late are in it."""
+    until: int | None = None
+    """Last entry of the log that is read; the newest by default."""
+
+    def filter(self, project: str) -> Filter:
+        """Return it as the store takes it, with the id of the project."""
+        return Filter(
+            project=project,
+            kinds=tuple(self.kinds),
+            cohorts=tuple(self.cohorts),
+            people=tuple(self.people),
+            whys=tuple(self.whys),
+            rounds=tuple(self.rounds),
+            without=tuple(self.without),
+            late=self.late,
+            until=self.until,
+        )
+
+
+def router(service: Service) -> APIRouter:
+    """Return the routes."""
+    api = routes("snapshots")
+    store, run = service.store, service.threads.run
+
+    @api.post("/snapshots", summary="Make a snapshot")
+    async def make(body: SnapshotRequest) -> dict[str, Any]:
+        """Keep the list of the judgments that a filter selects now; the same list has the same digest."""
+        project = await run(store.projects.get, body.project or service.section.project.name)
+        with wire_names():
+            found = await run(store.snapshots.make, body.filter(project.id))
+        service.metrics.snapshots.inc()
+        return _shown(found)
+
+    @api.get("/snapshots", summary="List snapshots")
+    async def list_all() -> dict[str, Any]:
+        """Return all snapshots, the oldest first."""
+        return {"snapshots": [_shown(one) for one in await run(store.snapshots.all)]}
+
+    @api.get(
+        "/snapshots/{name}",
+        response_model=None,
+        responses={200: {"content": {JSON_LINES: {}}}},
+        summary="Read a snapshot",
+    )
+    async def read(name: str, identity: CurrentIdentity) -> HttpResponse | dict[str, Any]:
+        """Return a snapshot by its digest, or its judgments as JSON lines.
+
+        `<digest>.rankings`, `.pairs`, `.demonstrations` and `.prompts` are files that the stages read,
+        `.argilla` and `.label-studio` those of other tools. The same digest always has the same bytes.
+        """
+        digest, dot, kind = name.partition(".")
+        if not dot:
+            return _shown(await run(store.snapshots.get, digest))
+        if kind not in FORMATS:
+            raise NotFound(f"no format {kind!r} of snapshots; there are: {', '.join(FORMATS)}")
+        judged = await run(store.snapshots.read, digest)
+        await run(store.accesses.add, identity.name, "export", digest)
+        content = await run(export, judged, kind)
+        suffix = FORMATS[kind][0]
+        headers = {"content-disposition": f'attachment; filename="{digest[:16]}.{kind}.{suffix}"'}
+        return HttpResponse(content, media_type=_MEDIA_TYPES[suffix], headers=headers)
+
+    return api
+
+
+def _shown(snapshot: Snapshot) -> dict[str, Any]:
+    return asdict(snapshot)

@@ -1,0 +1,119 @@
+"""Build the ASGI app: the routes of the API, their page, and the edge around them.
+
+Knows nothing about servers; `__main__.py` runs the app.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi.responses import JSONResponse, Response
+from fastapi_offline import FastAPIOffline
+from prometheus_client import REGISTRY, CollectorRegistry
+from starlette.routing import Match
+from starlette.types import ASGIApp, Scope
+
+from fairlead import __version__
+from fairlead.config.infrastructure import AccessLog
+from services.feedback import api
+from services.feedback.identity import Authentication
+from services.feedback.pages import routers as page_routers
+from services.feedback.pages.rendering import Pages
+from services.feedback.routes import OPEN, ROUTES, template_of
+from services.feedback.service import Service
+from services.runtime.access.control import AccessControl
+from services.runtime.http import failures, health
+from services.runtime.http.api_page import describe_headers
+from services.runtime.http.browsers import LOOPBACK_HOSTS, BrowserGuard
+from services.runtime.http.edge import HttpEdge, HttpService
+
+_DESCRIPTION = """Tasks for people and programs that rank answers or write demonstrations, and what they said.
+
+People sign in and have a session; programs send an API key. On the machine itself, without API keys, callers
+need neither, except for working on tasks: `POST /v1/feedback/sessions` with a handle.
+
+`X-Request-Id` identifies a request in the logs. A request that hands something in may carry
+`Idempotency-Key`: sent again with the same key, it changes nothing and has the same response.
+"""
+
+
+def make_app(
+    service: Service,
+    *,
+    ready: Callable[[], bool],
+    access: AccessControl,
+    access_log: AccessLog = "auto",
+    registry: CollectorRegistry = REGISTRY,
+) -> ASGIApp:
+    """Return the app that handles every request to the service's port.
+
+    Args:
+        service: the store and the configuration.
+        ready: whether /readyz answers with 200.
+        access: authenticates programs and enforces the limits of their keys.
+        access_log: whether to log each request, and whether with its body.
+        registry: the metrics that /metrics shows.
+    """
+    app = FastAPIOffline(
+        redirect_slashes=False,
+        title="Fairlead feedback",
+        version=__version__,
+        description=_DESCRIPTION,
+        redoc_url=None,
+        static_url="/docs/files",
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    pages = Pages(root_path=service.section.root_path)
+
+    def respond(error: Exception, path: str, request_id: str) -> Response:
+        if is_page(path):
+            return error_page(pages, error, path, request_id)
+        return error_json(error, path, request_id)
+
+    failures.install(app, respond)
+    for router in (*api.routers(service), *page_routers(service, pages)):
+        app.include_router(router)
+    app.include_router(health.router(ready=ready, registry=registry, readiness="the store is open"))
+    closed = None if service.is_open else _needs_key
+    describe_headers(app, requires_key=closed)
+
+    def exists(scope: Scope) -> bool:
+        return any(route.matches(scope)[0] is Match.FULL for route in app.router.routes)
+
+    http = HttpService(
+        name="feedback",
+        authorize=Authentication(service, access, exists=exists).authorize,
+        respond=respond,
+        route_of=lambda path: template_of(path) or "other",
+        metrics=service.metrics,
+        browsers=BrowserGuard(
+            origin=service.section.origin,
+            hosts=LOOPBACK_HOSTS if service.is_open else None,
+            setting="feedback.origin",
+        ),
+    )
+    return HttpEdge(app, service.section, http, access, access_log=access_log)
+
+
+def is_page(path: str) -> bool:
+    """Return whether a path is one of a page, whose errors people read."""
+    return path in ("/", "/sign-in", "/sign-out") or path.startswith(("/work/", "/invitation/"))
+
+
+def error_page(pages: Pages, error: Exception, path: str, request_id: str) -> Response:
+    """Return the page about a request that failed; those who are not signed in are sent to do so."""
+    failure = failures.failure_of(error, log_name="feedback", path=path)
+    if failure.status == 401:
+        return pages.redirect("/sign-in")
+    return pages.page("error", status=failure.status, message=failure.message, request_id=request_id)
+
+
+def error_json(error: Exception, path: str, request_id: str) -> Response:
+    """Return the response of the API to a request that failed."""
+    failure = failures.failure_of(error, log_name="feedback", path=path)
+    content = failures.error_content(failure, request_id)
+    return JSONResponse(content, failure.status, failure.headers)
+
+
+def _needs_key(path: str) -> bool:
+    return any(need is not OPEN for (_, listed), need in ROUTES.items() if listed == path)

@@ -1,0 +1,119 @@
+"""`python -m services.feedback` under SIGKILL: nothing that was acknowledged is lost or doubled."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from fairlead import judgments
+from fairlead.feedback_client import FeedbackClient
+from fairlead.judgments import Judgment
+from tests.service_process import Process, Starter, free_address
+
+
+@dataclass
+class Labelers:
+    """Programs that rank until there is nothing left, and remember what was acknowledged."""
+
+    address: str
+    wanted: int
+    said: dict[str, Judgment] = field(default_factory=dict)
+    repeated: int = 0
+    errors: list[Exception] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def finished(self) -> bool:
+        return len(self.said) >= self.wanted or bool(self.errors)
+
+    def run(self, name: str) -> None:
+        try:
+            with FeedbackClient(self.address, api_key="", timeout_seconds=90) as client:
+                client.sign_in(handle=name)
+                while not self.finished:
+                    self._label(name, client)
+        except Exception as error:  # noqa: BLE001 - the main thread raises it
+            self.errors.append(error)
+
+    def _label(self, name: str, client: FeedbackClient) -> None:
+        task = client.next()
+        if task is None:
+            time.sleep(0.05)
+            return
+        prompt = task.prompt[0].content
+        rng = random.Random(f"{name} {prompt}")
+        # By the text and some noise, with a tie now and then.
+        ranks = {key: int(text[-1]) + rng.randrange(3) for key, text in task.answers.items()}
+        dense = {rank: place for place, rank in enumerate(sorted(set(ranks.values())), start=1)}
+        receipt = client.rank(task.assignment, {key: dense[rank] for key, rank in ranks.items()})
+        with self.lock:
+            assert receipt.id not in self.said
+            self.repeated += receipt.repeated
+            self.said[receipt.id] = Judgment(
+                task=prompt, labeler=name, ranks={task.answers[key]: rank for key, rank in ranks.items()}
+            )
+
+
+def _start(start: Starter, store: Path, address: str) -> Process:
+    settings = {
+        "feedback.bind": address,
+        "feedback.store": store,
+        "feedback.project.overlap": 3,
+        "feedback.project.shared_share": 1,
+    }
+    process = start("feedback", None, **settings)
+    process.address = address
+    process.wait_for("/readyz")
+    return process
+
+
+@pytest.mark.parametrize(
+    ("tasks", "labelers", "kills"), [(12, 3, 2), pytest.param(667, 20, 10, marks=pytest.mark.slow)]
+)
+@pytest.mark.timeout(900)
+def test_no_judgment_is_lost_or_doubled_when_the_service_is_killed(
+    start: Starter, tmp_path: Path, tasks: int, labelers: int, kills: int
+) -> None:
+    address, store = free_address(), tmp_path / "feedback.db"
+    process = _start(start, store, address)
+    new = [
+        {"prompt": f"question {number}", "responses": [f"answer {number} {place}" for place in range(4)]}
+        for number in range(tasks)
+    ]
+    people = Labelers(address, wanted=3 * tasks)
+    with FeedbackClient(address, api_key="") as client:
+        assert sum(client.add_tasks(new)) == tasks
+    threads = [threading.Thread(target=people.run, args=(f"labeler-{n}",)) for n in range(labelers)]
+    for thread in threads:
+        thread.start()
+    for number in range(1, kills + 1):
+        while len(people.said) < number * people.wanted // (kills + 1) and not people.errors:
+            time.sleep(0.01)
+        process.popen.send_signal(signal.SIGKILL)
+        process.popen.wait()
+        process = _start(start, store, address)
+    for thread in threads:
+        thread.join()
+    assert not people.errors, people.errors[0]
+
+    with FeedbackClient(address, api_key="") as client:
+        progress = client.figures("progress")
+        assert (progress["tasks"], progress["done"], progress["late"]) == ({"closed": tasks}, 3 * tasks, 0)
+        found = list(client.judgments())
+        assert [one["judgment"] for one in found] == [*dict.fromkeys(one["judgment"] for one in found)]
+        assert {one["judgment"] for one in found} == people.said.keys()
+        assert set(Counter(one["task"] for one in found).values()) == {3}
+        assert len({(one["task"], one["line"]["labeler"]) for one in found}) == 3 * tasks
+        assert client.call("GET", "/log/verification")["head"]["seq"] == 3 * tasks
+        agreement = client.figures("agreement")["agreement"]
+        assert agreement == pytest.approx(judgments.agreement(people.said.values(), seed=0).as_json())
+        assert sum(client.add_tasks(new)) == 0
+    assert process.stop() == 0
+    assert "feedback stopped" in process.log.read_text()
