@@ -77,7 +77,14 @@ def _label(axes: Any, series: Sequence[Series], colors: Sequence[str]) -> None: 
     ordered = sorted(zip(series, colors, strict=True), key=lambda pair: pair[0].mean[1])
     places = spread([(one.mean[1] - low) / (high - low) for one, _ in ordered], step=step)
     edge = right + _MARGIN * (right - left)
-    line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "alpha": 0.6, "shrinkB": 4}
+    line = {
+        "arrowstyle": "-",
+        "color": MUTED,
+        "linewidth": 0.5,
+        "alpha": 0.6,
+        "relpos": (0, 0.5),
+        "shrinkB": 4,
+    }
     for (one, color), place in zip(ordered, places, strict=True):
         axes.annotate(
             one.text,

@@ -64,5 +64,6 @@ class Seeds:
 
     def shown(self, figure: str, digits: int) -> str:
         """Return mean ± standard deviation of a figure, as text."""
-        mean, deviation = f"{self.mean(figure):.{digits}f}", self.deviation(figure)
+        # Without the sign of a rounded −0.
+        mean, deviation = f"{round(self.mean(figure), digits) + 0.0:.{digits}f}", self.deviation(figure)
         return mean if deviation is None else f"{mean} ± {deviation:.{digits}f}"
