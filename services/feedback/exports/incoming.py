@@ -72,19 +72,13 @@ def bring_in(store: Store, project: str, tool: str, items: Iterable[Incoming]) -
             raise InvalidInput("rankings", index=index, got="two of one author", allowed="one of each author")
         (added,) = store.tasks.add(project, [item.task])
         tasks += added.new
-        answers = [answer.id for answer in store.tasks.answers(added.id)]
         texts = [answer.text for answer in item.task.answers]
-        order = {answer.text: answer.id for answer in store.tasks.answers(added.id)}
-        if len(answers) != len(texts):
-            raise InvalidInput("answers", index=index, got=f"{len(texts)} texts", allowed=f"{len(answers)}")
+        ids = {answer.text: answer.id for answer in store.tasks.answers(added.id)}
         for ranking in item.rankings:
             if ranking.author not in people:
                 people[ranking.author] = _person(store, tool, ranking.author)
-            said = Ranking(
-                {order[text]: rank for text, rank in zip(texts, ranking.ranks, strict=True)},
-                note=ranking.note,
-            )
-            done = _hand_in(store, people[ranking.author], added.id, said)
+            ranks = {ids[text]: rank for text, rank in zip(texts, ranking.ranks, strict=True)}
+            done = _hand_in(store, people[ranking.author], added.id, Ranking(ranks))
             judgments += not done
             repeated += done
     return BroughtIn(tasks, judgments, repeated)

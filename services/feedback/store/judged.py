@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairlead.errors import InvalidInput
-from fairlead.judgments.judgment import Judgment
 from fairlead.types import Message
 from services.feedback.store.limits import (
     Limits,
@@ -18,6 +17,9 @@ from services.feedback.store.limits import (
     check_word,
 )
 from services.feedback.store.records import Answer, Task
+
+if TYPE_CHECKING:
+    from fairlead.judgments import Judgment
 
 HANDED_IN = ("judgment", "writing")
 """Kinds of the entry that a person hands in for a task: a ranking or a text."""
@@ -215,6 +217,9 @@ class Judged:
         Raises:
             InvalidInput: it is a text.
         """
+        # numpy, which the store itself does not need.
+        from fairlead.judgments import Judgment
+
         body = self.entry.body or {}
         if "ranks" not in body:
             raise InvalidInput("kind", got=self.task.kind, allowed="a task of kind rank or pair")

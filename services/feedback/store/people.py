@@ -150,7 +150,11 @@ class People:
         token = secrets.token_urlsafe(32)
         with self._context.database.writing() as connection:
             require_person(connection, person)
-            connection.run("DELETE FROM invitation WHERE person = :person AND used IS NULL", person=person)
+            connection.run(
+                "DELETE FROM invitation WHERE expires <= :now OR (person = :person AND used IS NULL)",
+                person=person,
+                now=self._context.now(),
+            )
             connection.run(
                 "INSERT INTO invitation (sha256, person, expires) VALUES (:sha256, :person, :expires)",
                 sha256=_digest(token),
@@ -197,9 +201,7 @@ class People:
         now = self._context.now()
         with self._context.database.writing() as connection:
             require_active(require_person(connection, person))
-            connection.run(
-                "DELETE FROM session WHERE person = :person AND expires <= :now", person=person, now=now
-            )
+            connection.run("DELETE FROM session WHERE expires <= :now", now=now)
             connection.run(
                 """
                 INSERT INTO session (sha256, person, made, seen, expires)

@@ -73,22 +73,23 @@ class Projects:
         with self._context.database.reading() as connection:
             return [_project(row) for row in connection.run("SELECT * FROM project ORDER BY name")]
 
-    def change(self, project: str, settings: ProjectSettings, *, state: str = "active") -> Project:
+    def change(self, project: str, settings: ProjectSettings, *, state: str | None = None) -> Project:
         """Change the settings and the state of a project. Tasks keep the overlap that they have.
 
         Args:
             project: its id.
             settings: all settings.
-            state: `active`, `paused` or `finished`.
+            state: `active`, `paused` or `finished`; by default it stays.
 
         Raises:
             InvalidInput: a setting is invalid, or another project has this name.
             NotFound: there is no such project.
         """
         values = _checked(settings, self._context.limits)
-        check_choice("state", state, _STATES)
+        if state is not None:
+            check_choice("state", state, _STATES)
         with self._context.database.writing() as connection:
-            require_project(connection, project, lock=True)
+            known = require_project(connection, project, lock=True)
             if connection.one(
                 "SELECT id FROM project WHERE name = :name AND id <> :id", name=settings.name, id=project
             ):
@@ -103,7 +104,7 @@ class Projects:
                 WHERE id = :id RETURNING *
                 """,
                 id=project,
-                state=state,
+                state=state or known.state,
                 **values,
             )
         return _project(row)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -201,8 +202,15 @@ def test_other_tools_round_trip_keeps_rank_tie_and_author(
     content = export(found, tool)
     assert export(found, tool) == content
     if tool == "argilla":
+        for line in content.decode().splitlines():
+            fields = argilla.settings(json.loads(line)["metadata"]["answers"])["fields"]
+            assert [field["name"] for field in fields] == list(json.loads(line)["fields"])
         items = list(argilla.from_records(json.loads(line) for line in content.decode().splitlines()))
     else:
+        buckets = ElementTree.fromstring(label_studio.labeling_config(3)).findall("Ranker/Bucket")
+        ranker = json.loads(content)[1]["annotations"][0]["result"][0]["value"]["ranker"]
+        assert [bucket.get("name") for bucket in buckets] == list(ranker)
+        assert ElementTree.fromstring(label_studio.pairwise_config()).find("Pairwise") is not None
         items = list(label_studio.from_tasks(json.loads(content)))
     other = open_world(str(tmp_path / "other.db"), tmp_path)
     project = other.project(overlap=1)

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from fairlead.errors import (
     ConfigError,
@@ -59,6 +61,7 @@ def test_projects_keep_settings_and_guidelines(world: World):
         world.store.projects.note_reading(project.id, 3, anna)
     changed = world.store.projects.change(project.id, replace(project.settings, overlap=2), state="paused")
     assert world.store.projects.all() == [changed]
+    assert world.store.projects.change(project.id, changed.settings).state == "paused"
     world.add(project, ranking_task())
     assert world.store.leases.take(world.person("anna"), project.id) is None
 
@@ -603,6 +606,27 @@ def test_a_store_is_opened_again_and_a_newer_one_refused(
         connection.run("INSERT INTO schema_version (version, applied) VALUES (999, 'later')")
     with pytest.raises(SchemaTooNew, match="schema version 999, this program reads up to 1"):
         open_store(place[0])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.text(max_size=40), min_size=4, max_size=4, unique=True))
+def test_any_text_comes_back_as_it_was(world: World, texts: list[str]):
+    name = "texts"
+    known = [one for one in world.store.projects.all() if one.settings.name == name]
+    project = known[0] if known else world.project(name)
+    question, *answers, note = texts
+    task = ranking_task(
+        prompt=prompt(question), answers=tuple(NewAnswer(text) for text in answers), priority=1
+    )
+    if not world.store.tasks.add(project.id, [task])[0].new:
+        return
+    offer = world.take("anna", project)
+    assert (offer.turns[0].content, {text for _, text in offer.answers}) == (question, set(answers))
+    world.store.leases.save_draft(offer.assignment.id, world.person("anna"), {note: note})
+    assert world.store.leases.get(offer.assignment.id, world.person("anna")).draft == {note: note}
+    said = ranked(offer, note=note)
+    entry = world.store.judgments.hand_in(offer.assignment.id, world.person("anna"), said).entry
+    assert (world.store.log.get(entry).body or {})["note"] == note
 
 
 def test_one_person_with_two_tabs_gets_one_task(world: World):
