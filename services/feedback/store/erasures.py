@@ -7,10 +7,11 @@ first part is done is listed as not scrubbed, and `scrub` finishes it.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fairlead.errors import NotFound
+from fairlead.errors import NotFound, OutOfSpace, Unavailable
 from services.feedback.store.artifacts import FORGETTABLE, Reach, reached
 from services.feedback.store.base import Connection, Row, listed
 from services.feedback.store.canonical import canonical
@@ -19,6 +20,8 @@ from services.feedback.store.limits import check_choice, check_identifier
 from services.feedback.store.log import append, read_head
 from services.feedback.store.people import end_sessions, require_person
 from services.feedback.store.tasks import settle
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 500
 """Ids of one statement."""
@@ -50,7 +53,7 @@ class Erasures:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def forget(self, kind: str, name: str, *, actor: str) -> Erasure:
+    def forget(self, kind: str, name: str, *, actor: str, scrub: bool = True) -> Erasure:
         """Forget a person, an end user or a prompt, with all that `Artifacts.reach` lists.
 
         Contents of entries, prompts, answers and drafts are deleted, tasks that showed them are withdrawn,
@@ -61,6 +64,8 @@ class Erasures:
             kind: `person`, `subject` or `prompt`.
             name: id of the person, keyed hash of the end user, or id of the prompt.
             actor: who asks for it: a person's id, or the name of an API key.
+            scrub: whether the files are scrubbed at once, which takes time in a large store; otherwise `scrub`
+                does it for several erasures together. An erasure holds even if that is not possible now.
 
         Raises:
             InvalidInput: the kind or the actor is invalid.
@@ -88,7 +93,11 @@ class Erasures:
                 entries=len(found.entries),
                 artifacts=canonical(found.artifacts),
             )
-        self.scrub()
+        if scrub:
+            try:
+                self.scrub()
+            except (Unavailable, OutOfSpace) as error:
+                logger.warning("the files are not free of erased texts yet, scrub them later: %s", error)
         return self.get(row["id"])
 
     def get(self, erasure: str) -> Erasure:

@@ -96,8 +96,10 @@ def test_forgotten_end_user_and_prompt_are_in_no_file(world: World):
     ids = {one.turns[0].content: one.id for one in world.store.prompts.page()}
     world.store.artifacts.add("policy", "policy-1", [ids["user-prompt-canary"]])
     world.store.accesses.add("admin", "read", ids["user-prompt-canary"])
-    world.store.erasures.forget("subject", subject, actor="admin")
+    waiting = world.store.erasures.forget("subject", subject, actor="admin", scrub=False)
+    assert waiting.scrubbed is None
     world.store.erasures.forget("prompt", ids["single-prompt-canary"], actor="admin")
+    assert [one.scrubbed for one in world.store.erasures.all()] == [world.clock.seconds] * 2
     flushed(world)
     # Not the id of a prompt either: it is a digest, and would confirm a guess.
     for text in ("user-prompt-canary", "single-prompt-canary", ids["user-prompt-canary"], subject):

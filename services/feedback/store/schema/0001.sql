@@ -127,6 +127,7 @@ CREATE TABLE task (
   UNIQUE (project, number)
 ) STRICT;
 CREATE INDEX open_task ON task (project, priority DESC, number) WHERE state = 'open';
+CREATE INDEX task_by_state ON task (project, state, why, overlap, review);
 CREATE INDEX task_with_prompt ON task (prompt);
 
 CREATE TABLE task_answer (
