@@ -13,6 +13,8 @@ from fairlead.config.training import PpoSection
 
 DEFAULT = "ppo"
 _GROUPS: dict[str, object] = {"num_samples": 4}
+# Two of four answers are trained on; with half of the answers in a step an update has as many steps as others.
+_PAIRS = _GROUPS | {"estimator": "pairs", "mini_batch_size": 32}
 METHODS: Mapping[str, dict[str, object]] = {
     DEFAULT: {},
     "rloo": _GROUPS | {"estimator": "rloo"},
@@ -32,8 +34,8 @@ METHODS: Mapping[str, dict[str, object]] = {
     "cispo": _GROUPS | {"estimator": "rloo", "loss": "cispo"},
     "reinforce++": {"estimator": "reinforce++"},
     "reinforce++-baseline": _GROUPS | {"estimator": "reinforce++_baseline"},
-    "online-dpo": _GROUPS | {"estimator": "pairs", "loss": "online_dpo"},
-    "online-dpo-soft": _GROUPS | {"estimator": "pairs", "loss": "online_dpo_soft"},
+    "online-dpo": _PAIRS | {"loss": "online_dpo"},
+    "online-dpo-soft": _PAIRS | {"loss": "online_dpo_soft"},
 }
 """Settings of `[ppo]` by the name of the method."""
 
