@@ -13,7 +13,7 @@ from fairlead.config.training import PpoSection
 
 DEFAULT = "ppo"
 _GROUPS: dict[str, object] = {"num_samples": 4}
-# Two of four answers are trained on; with half of the answers in a step an update has as many steps as others.
+# Two of four answers are trained on: half as many in a step give an update as many steps as others.
 _PAIRS = _GROUPS | {"estimator": "pairs", "mini_batch_size": 32}
 METHODS: Mapping[str, dict[str, object]] = {
     DEFAULT: {},
