@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from services.feedback.api import (
+    artifacts,
     audit,
     figures,
     hand_in,
     judgments,
-    lineage,
     people,
     projects,
     sessions,
@@ -32,7 +32,7 @@ def routers(service: Service) -> list[APIRouter]:
         snapshots,
         projects,
         people,
-        lineage,
+        artifacts,
         audit,
     )
     return [module.router(service) for module in modules]

@@ -64,8 +64,8 @@ class Erasures:
             kind: `person`, `subject` or `prompt`.
             name: id of the person, keyed hash of the end user, or id of the prompt.
             actor: who asks for it: a person's id, or the name of an API key.
-            scrub: whether the files are scrubbed at once, which takes time in a large store; otherwise `scrub`
-                does it for several erasures together. An erasure holds even if that is not possible now.
+            scrub: whether the files are scrubbed at once, which takes time in a large store; otherwise
+                `scrub` does it for several erasures together. The erasure holds even if that fails.
 
         Raises:
             InvalidInput: the kind or the actor is invalid.

@@ -47,7 +47,7 @@ class ForgetBody(Body):
 
 def router(service: Service) -> APIRouter:
     """Return the routes."""
-    api = routes("lineage")
+    api = routes("artifacts")
     store, run = service.store, service.threads.run
 
     @api.post("/artifacts", status_code=201, summary="Register a model")
@@ -55,7 +55,7 @@ def router(service: Service) -> APIRouter:
         """Register a model with what it was made from; the same again changes nothing."""
         with wire_names():
             found = await run(
-                store.lineage.add,
+                store.artifacts.add,
                 body.kind,
                 body.id,
                 body.made_from,
@@ -67,14 +67,14 @@ def router(service: Service) -> APIRouter:
     @api.get("/artifacts", summary="List snapshots and models")
     async def list_artifacts(tainted: bool = False) -> dict[str, Any]:
         """Return all artifacts, or those that have learnt from something that was erased."""
-        return {"artifacts": [asdict(one) for one in await run(store.lineage.all, tainted=tainted)]}
+        return {"artifacts": [asdict(one) for one in await run(store.artifacts.all, tainted=tainted)]}
 
     @api.get("/artifacts/{artifact}", summary="Show a snapshot or model")
     async def show_artifact(artifact: str) -> dict[str, Any]:
         """Return an artifact, all that it was made from, and all that was made of it."""
-        found = await run(store.lineage.get, artifact)
-        sources = await run(store.lineage.sources, artifact)
-        made = await run(store.lineage.made_of, artifact)
+        found = await run(store.artifacts.get, artifact)
+        sources = await run(store.artifacts.sources, artifact)
+        made = await run(store.artifacts.made_of, artifact)
         return asdict(found) | {
             "sources": [asdict(one) for one in sources],
             "made_of_it": [asdict(one) for one in made],
@@ -83,7 +83,7 @@ def router(service: Service) -> APIRouter:
     @api.get("/reach/{kind}/{name}", summary="What a person, user or prompt reached")
     async def reach(kind: Literal["person", "user", "prompt"], name: str) -> dict[str, Any]:
         """Return ids of all prompts, answers, tasks, entries and artifacts that forgetting would concern."""
-        return asdict(await run(store.lineage.reach, *_subject(service, kind, name)))
+        return asdict(await run(store.artifacts.reach, *_subject(service, kind, name)))
 
     @api.post("/forget", status_code=201, summary="Forget")
     async def forget(body: ForgetBody, identity: CurrentIdentity) -> dict[str, Any]:
