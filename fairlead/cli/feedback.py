@@ -17,7 +17,6 @@ from fairlead.cli.output import (
     ConfigOption,
     Json,
     Overrides,
-    fail,
     say,
     with_examples,
 )
@@ -239,15 +238,12 @@ def follow(
     once: Annotated[bool, typer.Option("--once", help="Stop at the present end.")] = False,
 ) -> None:
     """Append rankings until stopped."""
-    after = _last_seq(out)
-    with _client(address) as client, out.open("ab") as file:
+    from fairlead.feedback_client.follow import RankingsFile
+
+    file = RankingsFile(out, project=project)
+    with _client(address) as client:
         while True:
-            for found in client.judgments(after=after, project=project):
-                after = int(found["seq"])
-                if "responses" in (line := found.get("line") or {}):
-                    # The place in the log is in the line: one write keeps both or neither.
-                    file.write(json.dumps(line | {"seq": after}, ensure_ascii=False).encode() + b"\n")
-                    file.flush()
+            file.append_new(client)
             if once:
                 return
             time.sleep(_POLL_SECONDS)
@@ -279,21 +275,3 @@ def _tasks(file: Path, fields: Mapping[str, object]) -> Iterator[dict[str, Any]]
     known = ("prompt", "responses", "gold", "why", "round", "source", "consent", "user", "split_group")
     for line in lines.read(file, field="FILES", text_key=None):
         yield {name: line.values[name] for name in known if name in line.values} | dict(fields)
-
-
-def _last_seq(file: Path) -> int:
-    """Return the place in the log of the last line that `follow` wrote; cut off an incomplete line."""
-    if not file.exists():
-        return 0
-    with file.open("r+b") as opened:
-        data = opened.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        opened.truncate(len(whole))
-    lines = whole.splitlines()
-    if not lines:
-        return 0
-    try:
-        return int(json.loads(lines[-1])["seq"])
-    except (ValueError, KeyError, TypeError):
-        allowed = "a file that `follow` wrote, or a new one"
-        fail(f"--out: got {file}, whose last line has no `seq`, allowed: {allowed}")

@@ -43,6 +43,8 @@ OWN = Need(_PEOPLE, frozenset({"feedback"}), person=True)
 """Everybody, about themselves."""
 WORK = Need(_WORKERS, frozenset({"feedback"}), person=True)
 """Those who work on tasks."""
+SCREEN = Need(frozenset({"reviewer", "lead"}), frozenset({"curate"}))
+"""Those who decide what labelers may see."""
 REVIEW = Need(frozenset({"reviewer", "lead"}), frozenset({"feedback"}), person=True)
 """Those who decide about tasks."""
 LEAD = Need(frozenset({"lead"}), frozenset({"curate"}))
@@ -82,6 +84,8 @@ ROUTES: Mapping[tuple[str, str], Need | None] = {
     ("POST", f"{API}/people/{{person}}/invitation"): LEAD,
     ("DELETE", f"{API}/people/{{person}}/sessions"): LEAD,
     ("POST", f"{API}/prompts"): LEAD,
+    ("GET", f"{API}/prompts"): SCREEN,
+    ("PATCH", f"{API}/prompts/{{prompt}}"): SCREEN,
     ("POST", f"{API}/tasks"): LEAD,
     ("GET", f"{API}/tasks"): LEAD,
     ("GET", f"{API}/tasks/{{task}}"): LEAD,
@@ -103,6 +107,7 @@ ROUTES: Mapping[tuple[str, str], Need | None] = {
     ("GET", f"{API}/snapshots"): LEAD,
     ("POST", f"{API}/snapshots"): LEAD,
     ("GET", f"{API}/snapshots/{{name}}"): LEAD,
+    ("POST", f"{API}/snapshots/{{name}}/folder"): LEAD,
     ("POST", f"{API}/artifacts"): LEAD,
     ("GET", f"{API}/artifacts"): LEAD,
     ("GET", f"{API}/artifacts/{{artifact}}"): LEAD,

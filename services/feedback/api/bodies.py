@@ -93,6 +93,7 @@ def turns_shown(turns: Sequence[Message]) -> list[Turn]:
 _NAMES = (
     (re.compile(r"\.prompt\.turns\b"), ".prompt"),
     (re.compile(r"^(prompts\[\d+\])\.turns\b"), r"\1.prompt"),
+    (re.compile(r"^masked\.turns\b"), "masked"),
     (re.compile(r"\.answers\b"), ".responses"),
     (re.compile(r"^request$"), "Idempotency-Key"),
 )

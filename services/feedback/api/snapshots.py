@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ from pydantic import Field
 
 from fairlead.errors import NotFound
 from services.feedback.api.bodies import Body, Kind, Why, routes, wire_names
+from services.feedback.exports.card import About, folder
 from services.feedback.exports.formats import FORMATS, export
 from services.feedback.identity import CurrentIdentity
 from services.feedback.service import Service
@@ -57,6 +60,21 @@ class SnapshotRequest(Body):
         )
 
 
+class AboutBody(Body):
+    """What a card says that the log does not know."""
+
+    title: str
+    """Name of the data set."""
+    license: str
+    """Identifier of the licence, as the hub has it, such as `cc-by-4.0`."""
+    languages: list[str] = ["en"]  # noqa: RUF012 - pydantic copies it
+    """Codes of the languages."""
+    consent: str = ""
+    """By what the authors of prompts and the labelers agreed."""
+    withdrawal: str = ""
+    """How somebody has their part withdrawn."""
+
+
 def router(service: Service) -> APIRouter:
     """Return the routes."""
     api = routes("snapshots")
@@ -100,7 +118,40 @@ def router(service: Service) -> APIRouter:
         headers = {"content-disposition": f'attachment; filename="{digest[:16]}.{kind}.{suffix}"'}
         return HttpResponse(content, media_type=_MEDIA_TYPES[suffix], headers=headers)
 
+    @api.post(
+        "/snapshots/{name}/folder",
+        response_model=None,
+        responses={200: {"content": {"application/zip": {}}}},
+        summary="Make a data set",
+    )
+    async def make_folder(name: str, body: AboutBody, identity: CurrentIdentity) -> HttpResponse:
+        """Return a folder with a dataset card as a ZIP file; the guidelines are the newest of the project."""
+        content = await run(zipped_folder, service, name, body)
+        await run(store.accesses.add, identity.name, "export", name)
+        headers = {"content-disposition": f'attachment; filename="{name[:16]}.zip"'}
+        return HttpResponse(content, media_type="application/zip", headers=headers)
+
     return api
+
+
+def zipped_folder(service: Service, digest: str, body: AboutBody) -> bytes:
+    """Return the files of a data set with its card as a ZIP file; the same snapshot gives the same bytes."""
+    store = service.store
+    snapshot = store.snapshots.get(digest)
+    guidelines = store.projects.guidelines(snapshot.filter.project)
+    about = About(
+        title=body.title,
+        license=body.license,
+        languages=tuple(body.languages),
+        guidelines=guidelines[-1].text if guidelines else "",
+        consent=body.consent,
+        withdrawal=body.withdrawal,
+    )
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in folder(store.snapshots.read(digest), snapshot, about).items():
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    return content.getvalue()
 
 
 def _shown(snapshot: Snapshot) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Prompts and tasks for leads: import, list, change, and decisions about tasks that people disagree about."""
+"""Tasks for leads: import, list, change, and decisions about those that people disagree about."""
 
 from __future__ import annotations
 
@@ -133,20 +133,6 @@ class TasksRequest(Body):
     """In the order in which they are given out."""
 
 
-class NewPromptBody(PromptFields):
-    """A prompt to add."""
-
-    state: Literal["new", "screened"] = "screened"
-    """`new`: a reviewer has to accept it before anybody sees it."""
-
-
-class PromptsRequest(Body):
-    """Prompts to add."""
-
-    prompts: list[NewPromptBody] = Field(min_length=1, max_length=MAX_ITEMS)
-    """The prompts."""
-
-
 class AddedShown(Response):
     """A task or prompt after an import."""
 
@@ -160,13 +146,6 @@ class TasksAdded(Response):
     """The tasks, in the order of the request."""
 
     tasks: list[AddedShown]
-    """One for each."""
-
-
-class PromptsAdded(Response):
-    """The prompts, in the order of the request."""
-
-    prompts: list[AddedShown]
     """One for each."""
 
 
@@ -201,14 +180,6 @@ def router(service: Service) -> APIRouter:
         with wire_names():
             found = await run(store.tasks.add, project.id, new)
         return TasksAdded(tasks=[AddedShown(id=one.id, new=one.new) for one in found])
-
-    @api.post("/prompts", response_model=PromptsAdded, summary="Add prompts")
-    async def add_prompts(body: PromptsRequest) -> PromptsAdded:
-        """Add prompts without tasks. The same turns again are the same prompt."""
-        new = [prompt.new_prompt(service, state=prompt.state) for prompt in body.prompts]
-        with wire_names():
-            found = await run(store.prompts.add, new)
-        return PromptsAdded(prompts=[AddedShown(id=one.id, new=one.new) for one in found])
 
     @api.get("/tasks", summary="List tasks")
     async def list_tasks(

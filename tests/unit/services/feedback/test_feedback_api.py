@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -73,6 +75,13 @@ async def test_tasks_become_a_snapshot_that_the_stages_read(http: Feedback, tmp_
     pairs = (await http.local.ask("GET", f"/snapshots/{snapshot['digest']}.pairs")).body.splitlines()
     assert len(pairs) == 14 * 3
     assert (await http.local.ask("GET", f"/snapshots/{snapshot['digest']}.csv")).status == 404
+    about = {"title": "Help", "license": "cc-by-4.0"}
+    zipped = await http.local.ask("POST", f"/snapshots/{snapshot['digest']}/folder", about)
+    with zipfile.ZipFile(io.BytesIO(zipped.body)) as archive:
+        names = archive.namelist()
+        assert archive.read("rankings/train.jsonl") == answer.body
+        assert b'license: "cc-by-4.0"' in archive.read("README.md")
+    assert names == ["README.md", "figures.json", "pairs/train.jsonl", "rankings/train.jsonl"]
 
 
 async def test_followers_see_each_judgment_once(http: Feedback) -> None:
@@ -200,6 +209,29 @@ async def test_mistakes_name_the_field_of_the_body(http: Feedback) -> None:
     assert (await anna.ask("POST", "/next", {"project": "absent"})).status == 404
     ben = await http.program("ben")
     assert (await ben.ask("GET", f"/assignments/{shown['assignment']}")).status == 404
+
+
+async def test_collected_prompts_are_screened_before_labelers_see_them(http: Feedback) -> None:
+    chat = [{"role": "user", "content": "my card is 4111 1111 1111 1111"}]
+    new = [
+        {"prompt": chat, "state": "new", "user": "user-17", "consent": "notice-1"},
+        {"prompt": "bad", "state": "new"},
+    ]
+    first, second = (await http.local.post("/prompts", {"prompts": new}))["prompts"]
+    listed = (await http.local.get("/prompts"))["prompts"]
+    assert {one["id"]: (one["prompt"], one["consent"]) for one in listed} == {
+        first["id"]: (chat, "notice-1"),
+        second["id"]: ("bad", ""),
+    }
+    masked = [{"role": "user", "content": "my card is [card]"}]
+    screen = {"state": "screened", "masked": masked}
+    answer = await http.local.ask("PATCH", f"/prompts/{first['id']}", screen)
+    assert (answer.json["prompt"], answer.json["state"]) == (masked, "screened")
+    assert (await http.local.ask("PATCH", f"/prompts/{first['id']}", screen)).status == 404
+    await http.local.ask("PATCH", f"/prompts/{second['id']}", {"state": "rejected"})
+    assert (await http.local.get("/prompts"))["prompts"] == []
+    wrong = await http.local.ask("PATCH", f"/prompts/{second['id']}", {"state": "screened", "masked": []})
+    assert (wrong.status, wrong.error["field"]) == (400, "masked")
 
 
 async def test_forgetting_and_lineage(http: Feedback) -> None:

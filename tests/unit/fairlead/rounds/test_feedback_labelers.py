@@ -1,0 +1,110 @@
+"""The labelers of a feedback service in a loop of rounds: real HTTP, programs that rank, an interruption."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from fairlead.config import load
+from fairlead.data.chat import Chat
+from fairlead.data.records import load_preferences
+from fairlead.errors import Stalled
+from fairlead.feedback_client import FeedbackClient
+from fairlead.local.serving import GeneratedAnswer
+from fairlead.rounds.feedback_labelers import FeedbackLabelers
+from fairlead.rounds.files import write_rows
+from fairlead.types import Message
+from tests.feedback_service import feedback
+
+CHAT = Chat((Message("user", "hello"),))
+
+
+def _label(address: str, handle: str, count: int) -> None:
+    with FeedbackClient(address, api_key="") as client:
+        client.sign_in(handle=handle)
+        for _ in range(count):
+            task = client.next()
+            assert task is not None
+            order = sorted(task.answers, key=task.answers.__getitem__)
+            client.rank(task.assignment, {answer: place for place, answer in enumerate(order, start=1)})
+
+
+async def test_rankings_of_a_round_come_back_after_an_interruption(tmp_path: Path) -> None:
+    tasks = [
+        [GeneratedAnswer(CHAT, text, True) for text in ("b", "a", "b")],
+        [GeneratedAnswer("plain", text, text != "cut") for text in ("y", "cut", "x")],
+        [GeneratedAnswer("one", "only", True)] * 3,
+    ]
+    shown: list[str] = []
+    async with feedback(tmp_path) as http:
+
+        def labelers(**more: object) -> FeedbackLabelers:
+            values = {"wanted_judgments": 10, "poll_seconds": 0.05, "show": shown.append} | more
+            return FeedbackLabelers(
+                connect=lambda: FeedbackClient(http.address, api_key=""),
+                run="r",
+                **values,  # type: ignore[arg-type]
+            )
+
+        first = labelers(patience_seconds=0.2)
+        await asyncio.to_thread(first.give, 1, tasks)
+        await asyncio.to_thread(first.give, 2, [[GeneratedAnswer("other", text, True) for text in "ab"]])
+        await asyncio.to_thread(_label, http.address, "ben", 1)
+        with pytest.raises(Stalled, match="there are 1 of 2; the same command continues"):
+            await asyncio.to_thread(first.wait, 1)
+
+        again = labelers()
+        await asyncio.to_thread(again.give, 1, tasks)
+        assert shown[-1] == "2 tasks of round 1 are with the labelers, 0 of them new"
+        waiting = asyncio.create_task(asyncio.to_thread(again.wait, 1))
+        await asyncio.to_thread(_label, http.address, "ben", 2)
+        rankings = await waiting
+        found = {json.dumps(one["prompt"]): one for one in rankings}
+        assert found.keys() == {json.dumps([{"role": "user", "content": "hello"}]), '"plain"'}
+        for one in rankings:
+            ranks = {answer["text"]: answer["rank"] for answer in one["responses"]}
+            assert ranks in ({"a": 1, "b": 2}, {"x": 1, "y": 2})
+            assert one["round"] == 1
+        assert len(again.digests[1]) == 64
+        write_rows(tmp_path / "rankings.jsonl", rankings)
+        read = load_preferences(load(overrides={"data.preferences": str(tmp_path / "rankings.jsonl")}))
+        assert len(read.train) + len(read.heldout) == 2
+
+
+async def test_answers_of_updates_are_compared_while_ppo_runs(tmp_path: Path) -> None:
+    fresh = tmp_path / "fresh.jsonl"
+    config = load(overrides={"runs": str(tmp_path), "name": "r", "data.fresh_rankings": str(fresh)})
+    samples = config.folder.rollout_samples
+    samples.parent.mkdir(parents=True)
+    rows = [
+        {"update": update, "task": place, "prompt": "p", "text": f"{update} {place}", "ended": True}
+        for update in (1, 2, 3)
+        for place in range(4)
+    ]
+    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    async with feedback(tmp_path) as http:
+        labelers = FeedbackLabelers(
+            connect=lambda: FeedbackClient(http.address, api_key=""),
+            run="r",
+            wanted_judgments=1,
+            fresh_per_update=2,
+            poll_seconds=0.05,
+        )
+
+        def work() -> None:
+            with labelers.following(config), FeedbackClient(http.address, api_key="") as client:
+                client.sign_in(handle="ben")
+                done = 0
+                while done < 4:
+                    if (task := client.next()) is not None:
+                        client.rank(task.assignment, dict.fromkeys(task.answers, 1))
+                        done += 1
+
+        await asyncio.to_thread(work)
+        lines = [json.loads(line) for line in fresh.read_text().splitlines()]
+        assert [line["why"] for line in lines] == ["fresh"] * 4
+        updates = sorted(max(answer["text"].split()[0] for answer in line["responses"]) for line in lines)
+        assert updates == ["2", "2", "3", "3"]
