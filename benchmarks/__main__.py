@@ -35,6 +35,7 @@ TUNING = {
     "micro_batches": "benchmarks.micro_batches",
     "batching": "benchmarks.batching",
     "shared_prompts": "benchmarks.shared_prompts",
+    "labeler_flags": "benchmarks.labeler_flags",
 }
 """They decide constants of the code and are repeated only when that code changes."""
 LONG = {

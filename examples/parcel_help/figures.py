@@ -19,6 +19,7 @@ from examples.parcel_help.files import Files
 from examples.parcel_help.measures import Comparison
 from fairlead.config import RunConfig
 from fairlead.data.records import is_heldout
+from fairlead.judgments import Judgment, agreement
 from fairlead.local.serving import GeneratedAnswer
 from fairlead.rounds.configuration import round_config
 from fairlead.rounds.files import read_answers, read_rows
@@ -262,8 +263,10 @@ def _by_prompt(groups: Iterable[Sequence[GeneratedAnswer]]) -> dict[str, list[Ge
 
 def _agreement(tasks: Sequence[Sequence[GeneratedAnswer]], *, seed: int) -> float:
     rng = random.Random(f"{seed} agreement")
-    found = []
-    for task in tasks:
+    judgments = []
+    for number, task in enumerate(tasks):
         worth = [gold.reward(str(a.prompt), a.text, ended=a.ended) for a in task]
-        found.append(labelers.agreement(labelers.rank(worth, rng=rng), labelers.rank(worth, rng=rng)))
-    return fmean(found)
+        for labeler in ("first", "second"):
+            ranks = {str(index): rank for rank, index in enumerate(labelers.rank(worth, rng=rng))}
+            judgments.append(Judgment(str(number), labeler, ranks))
+    return agreement(judgments, seed=seed).rate or 0.0

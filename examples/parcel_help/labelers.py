@@ -16,7 +16,7 @@ NOISE = 0.7
 
 def rank(worths: Sequence[float], *, rng: random.Random) -> list[int]:
     """Return indices of the answers, best first: a Plackett-Luce draw, by Gumbel noise on worth ÷ NOISE."""
-    noisy = [worth / NOISE + _gumbel(rng) for worth in worths]
+    noisy = [worth / NOISE + gumbel(rng) for worth in worths]
     return sorted(range(len(worths)), key=noisy.__getitem__, reverse=True)
 
 
@@ -31,13 +31,7 @@ def ranking_probability(worths: Sequence[float], order: Sequence[int]) -> float:
     return probability
 
 
-def agreement(first: Sequence[int], second: Sequence[int]) -> float:
-    """Return the share of pairs that two rankings of the same answers order alike."""
-    place = {index: position for position, index in enumerate(second)}
-    pairs = [(a, b) for i, a in enumerate(first) for b in first[i + 1 :]]
-    return sum(place[a] < place[b] for a, b in pairs) / len(pairs)
-
-
-def _gumbel(rng: random.Random) -> float:
+def gumbel(rng: random.Random) -> float:
+    """Return a draw from the standard Gumbel distribution; differences of two are logistic."""
     # random() may return 0, which has no logarithm; 1 − random() is in (0, 1].
     return -math.log(-math.log(1 - rng.random()) or 5e-324)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +36,9 @@ class LabelerFigures:
     """Shared tasks that count: the newest in which another labeler ordered a pair that this one ordered,
     too."""
     agreed: int
-    """Comparisons with other labelers on these tasks in which both prefer the same answer."""
+    """Comparisons in which both prefer the same answer."""
     compared: int
-    """Comparisons with other labelers on these tasks."""
+    """Comparisons on these tasks with labelers that were not flagged before this one."""
     flagged: bool
     """Whether the agreement over enough tasks is too low."""
 
@@ -63,7 +64,7 @@ def leave_one_out(
     The labeler with the lowest agreement is flagged first and no longer counts among the others, whose
     figures are then computed again, until no further one is flagged: a bad labeler does not lower good ones.
     If several have the lowest agreement, all are flagged; between two labelers nothing says which one is
-    wrong.
+    wrong. Of the tasks that count, half must be shared with others who are not flagged.
 
     Args:
         judgments: oldest first; at most one of each labeler on each task.
@@ -78,12 +79,17 @@ def leave_one_out(
         InvalidInput: if a labeler judged a task twice.
     """
     found = verdicts(judgments)
-    sums = _Sums(found)
+    sums = _Sums(found, last)
     flagged_L = np.zeros(len(found.labelers), np.bool_)
+    agreed_L = compared_L = np.zeros(len(found.labelers), np.int64)
     while True:
-        tasks_L, agreed_L, compared_L = sums.over_last(last, without_L=flagged_L)
+        left_L, new_agreed_L, new_compared_L = sums.without(flagged_L)
+        # A flagged labeler keeps the figures that it was flagged for.
+        agreed_L = np.where(flagged_L, agreed_L, new_agreed_L)
+        compared_L = np.where(flagged_L, compared_L, new_compared_L)
         rate_L = agreed_L / np.maximum(compared_L, 1)
-        bad_L = ~flagged_L & (tasks_L >= max(after, 1)) & (rate_L < lowest)
+        enough_L = (sums.tasks_L >= after) & (left_L >= max(after / 2, 1))
+        bad_L = ~flagged_L & enough_L & (rate_L < lowest)
         if not bad_L.any():
             break
         flagged_L |= bad_L & (rate_L == rate_L[bad_L].min())
@@ -96,7 +102,7 @@ def leave_one_out(
             labeler=name,
             judgments=int(judgments_L[place]),
             tied=float(tied_L[place]),
-            tasks=int(tasks_L[place]),
+            tasks=int(sums.tasks_L[place]),
             agreed=int(agreed_L[place]),
             compared=int(compared_L[place]),
             flagged=bool(flagged_L[place]),
@@ -106,9 +112,9 @@ def leave_one_out(
 
 
 class _Sums:
-    """Comparisons of every judgment with those of other labelers."""
+    """Comparisons of the newest shared judgments of every labeler with those of others."""
 
-    def __init__(self, found: Verdicts) -> None:
+    def __init__(self, found: Verdicts, last: int) -> None:
         i_C, j_C = found.couples()
         # Each couple twice, since it counts for both labelers.
         own_C, other_C = np.concatenate([i_C, j_C]), np.concatenate([j_C, i_C])
@@ -117,30 +123,31 @@ class _Sums:
         self._agreed_C = product_C[compared_C] > 0
         self._judgment_C = found.judgment_V[own_C][compared_C]
         self._other_C = found.labeler_V[other_C][compared_C]
-        judgments = int(found.judgment_V.max(initial=-1)) + 1
-        self.labeler_J = np.zeros(judgments, np.int64)
-        self.labeler_J[found.judgment_V] = found.labeler_V
         self._labelers = len(found.labelers)
-
-    def over_last(
-        self, last: int, *, without_L: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return tasks, comparisons that agree and comparisons over the last shared tasks of each labeler.
-
-        Labelers in `without_L` do not count as others.
-        """
-        judgments = len(self.labeler_J)
-        counts_C = ~without_L[self._other_C]
-        compared_J = np.bincount(self._judgment_C[counts_C], minlength=judgments)
-        agreed_J = np.bincount(self._judgment_C[counts_C & self._agreed_C], minlength=judgments)
+        self.labeler_J = np.zeros(int(found.judgment_V.max(initial=-1)) + 1, np.int64)
+        """Labeler of each judgment."""
+        self.labeler_J[found.judgment_V] = found.labeler_V
         # Newest first within each labeler; the place in that order says what is among the last.
-        shared = np.flatnonzero(compared_J)[::-1]
+        shared = np.flatnonzero(np.bincount(self._judgment_C, minlength=len(self.labeler_J)))[::-1]
         shared = shared[np.argsort(self.labeler_J[shared], kind="stable")]
         own = self.labeler_J[shared]
-        newest = np.arange(len(own)) - np.searchsorted(own, own, side="left") < last
-        shared, own = shared[newest], own[newest]
+        self._window = shared[np.arange(len(own)) - np.searchsorted(own, own, side="left") < last]
+        self.tasks_L = self._by_labeler(np.ones_like(self.labeler_J))
+        """Tasks that count for each labeler."""
 
-        def by_labeler(values_J: NDArray[np.int64]) -> NDArray[np.int64]:
-            return np.bincount(own, values_J[shared], minlength=self._labelers).astype(np.int64)
+    def without(
+        self, flagged_L: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return tasks with comparisons, comparisons that agree, and comparisons, of each labeler.
 
-        return by_labeler(np.ones_like(compared_J)), by_labeler(agreed_J), by_labeler(compared_J)
+        Labelers who are flagged do not count as others.
+        """
+        judgments = len(self.labeler_J)
+        counts_C = ~flagged_L[self._other_C]
+        compared_J = np.bincount(self._judgment_C[counts_C], minlength=judgments)
+        agreed_J = np.bincount(self._judgment_C[counts_C & self._agreed_C], minlength=judgments)
+        return self._by_labeler(compared_J > 0), self._by_labeler(agreed_J), self._by_labeler(compared_J)
+
+    def _by_labeler(self, values_J: NDArray[Any]) -> NDArray[np.int64]:
+        own = self.labeler_J[self._window]
+        return np.bincount(own, values_J[self._window], minlength=self._labelers).astype(np.int64)

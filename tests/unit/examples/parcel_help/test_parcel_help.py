@@ -14,6 +14,7 @@ from examples.parcel_help import corpus, gold, labelers, measures, methods
 from examples.parcel_help.measures import Comparison
 from examples.parcel_help.quickstart import CONFIG
 from fairlead.config import load
+from fairlead.judgments import Judgment, agreement
 
 LAMP = "my lamp was charged twice ."
 GOOD = "hello . we are sorry about your lamp . we will refund one charge . have a good day ."
@@ -139,18 +140,15 @@ def test_labelers_agree_on_75_percent_of_pairs() -> None:
         by_prompt: dict[str, list[float]] = {}
         for prompt, answer in corpus.demonstrations(4_000, seed=seed):
             by_prompt.setdefault(prompt, []).append(gold.reward(prompt, answer, ended=True))
-        for worths in by_prompt.values():
+        for prompt, worths in by_prompt.items():
             for start in range(0, len(worths) - 3, 4):
                 four = worths[start : start + 4]
-                found.append(labelers.agreement(labelers.rank(four, rng=rng), labelers.rank(four, rng=rng)))
-    assert len(found) > 2_500
-    assert fmean(found) == pytest.approx(0.75, abs=0.03)
-
-
-def test_agreement_counts_pairs() -> None:
-    assert labelers.agreement([0, 1, 2], [0, 1, 2]) == 1
-    assert labelers.agreement([0, 1, 2], [2, 1, 0]) == 0
-    assert labelers.agreement([0, 1, 2], [1, 0, 2]) == pytest.approx(2 / 3)
+                for labeler in ("anna", "bo"):
+                    places = labelers.rank(four, rng=rng)
+                    ranks = {f"answer {index}": rank for rank, index in enumerate(places)}
+                    found.append(Judgment(f"{seed} {prompt} {start}", labeler, ranks))
+    assert len(found) > 5_000
+    assert agreement(found, seed=0).rate == pytest.approx(0.75, abs=0.03)
 
 
 def test_win_rate_counts_ties_half_and_weights_prompts_equally() -> None:

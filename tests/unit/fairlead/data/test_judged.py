@@ -25,7 +25,7 @@ def answer(text: str, rank: float, **keys: object) -> dict[str, object]:
     return {"text": text, "rank": rank, **keys}
 
 
-def test_judgments_of_one_prompt_and_answers_share_a_task_whatever_the_order():
+def test_judgments_of_one_prompt_and_answers_share_a_task_in_any_order():
     one = judged(line(answer("Yes.", 1), answer("No idea.", 2))).judgment
     other = judged(line(answer("No idea.", 1), answer("Yes.", 1), labeler=7)).judgment
     assert (one.task, one.ranks.keys()) == (other.task, other.ranks.keys())
