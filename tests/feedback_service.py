@@ -36,11 +36,16 @@ class Caller:
     headers: dict[str, str] = field(default_factory=dict)
 
     async def ask(self, method: str, path: str, body: object = None, **headers: str) -> HttpResponse:
+        """Send a request to a path of the API, with or without its prefix, or to one that is none of it."""
+        place = path if path == "/" or path.startswith(_PAGES) else API + path
+        return await self.ask_at(method, place, body, **headers)
+
+    async def ask_at(self, method: str, path: str, body: object = None, **headers: str) -> HttpResponse:
+        """Send a request to a whole path."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         if body is not None:
             named.setdefault("content-type", "application/json")
-        place = path if path == "/" or path.startswith(_PAGES) else API + path
-        return await asyncio.to_thread(ask, self.address, method, place, body, self.headers | named)
+        return await asyncio.to_thread(ask, self.address, method, path, body, self.headers | named)
 
     async def get(self, path: str, **headers: str) -> Any:
         answer = await self.ask("GET", path, **headers)

@@ -15,11 +15,10 @@ from starlette.types import ASGIApp, Scope
 
 from fairlead import __version__
 from fairlead.config.infrastructure import AccessLog
-from services.feedback import api
+from services.feedback import api, pages
 from services.feedback.identity import Authentication
-from services.feedback.pages import routers as page_routers
-from services.feedback.pages.rendering import Pages
-from services.feedback.routes import OPEN, ROUTES, template_of
+from services.feedback.pages.page import Renderer
+from services.feedback.routes import OPEN, ROUTES, is_page, template_of
 from services.feedback.service import Service
 from services.runtime.access.control import AccessControl
 from services.runtime.http import failures, health
@@ -63,15 +62,18 @@ def make_app(
         static_url="/docs/files",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    pages = Pages(root_path=service.section.root_path)
+    renderer = Renderer(service)
 
     def respond(error: Exception, path: str, request_id: str) -> Response:
+        """Return the response to a request that failed: a page, or JSON for programs."""
+        failure = failures.failure_of(error, log_name="feedback", path=path)
         if is_page(path):
-            return error_page(pages, error, path, request_id)
-        return error_json(error, path, request_id)
+            return renderer.failure(failure, path, request_id)
+        content = failures.error_content(failure, request_id)
+        return JSONResponse(content, failure.status, failure.headers)
 
     failures.install(app, respond)
-    for router in (*api.routers(service), *page_routers(service, pages)):
+    for router in (*api.routers(service), *pages.routers(service, renderer)):
         app.include_router(router)
     app.include_router(health.router(ready=ready, registry=registry, readiness="the store is open"))
     closed = None if service.is_open else _needs_key
@@ -93,26 +95,6 @@ def make_app(
         ),
     )
     return HttpEdge(app, service.section, http, access, access_log=access_log)
-
-
-def is_page(path: str) -> bool:
-    """Return whether a path is one of a page, whose errors people read."""
-    return path in ("/", "/sign-in", "/sign-out") or path.startswith(("/work/", "/invitation/"))
-
-
-def error_page(pages: Pages, error: Exception, path: str, request_id: str) -> Response:
-    """Return the page about a request that failed; those who are not signed in are sent to do so."""
-    failure = failures.failure_of(error, log_name="feedback", path=path)
-    if failure.status == 401:
-        return pages.redirect("/sign-in")
-    return pages.page("error", status=failure.status, message=failure.message, request_id=request_id)
-
-
-def error_json(error: Exception, path: str, request_id: str) -> Response:
-    """Return the response of the API to a request that failed."""
-    failure = failures.failure_of(error, log_name="feedback", path=path)
-    content = failures.error_content(failure, request_id)
-    return JSONResponse(content, failure.status, failure.headers)
 
 
 def _needs_key(path: str) -> bool:

@@ -37,8 +37,6 @@ ADMIN = Need()
 """API keys with the scope `admin`, and programs on the machine itself where no sign-in is needed."""
 SIGNED_IN = Need(_PEOPLE, frozenset({"feedback", "collect", "curate"}))
 """Everybody who is known."""
-PEOPLE = Need(_PEOPLE)
-"""Everybody with a session."""
 OWN = Need(_PEOPLE, frozenset({"feedback"}), person=True)
 """Everybody, about themselves."""
 WORK = Need(_WORKERS, frozenset({"feedback"}), person=True)
@@ -51,6 +49,16 @@ LEAD = Need(frozenset({"lead"}), frozenset({"curate"}))
 """Those who run a project."""
 AUDIT = Need(frozenset({"lead", "auditor"}), frozenset({"curate"}))
 """Those who check what happened."""
+OWN_PAGE = Need(_PEOPLE, person=True)
+"""People, about themselves."""
+WORK_PAGE = Need(_WORKERS, person=True)
+"""People who work on tasks."""
+REVIEW_PAGE = Need(frozenset({"reviewer", "lead"}), person=True)
+"""People who decide about tasks."""
+LEAD_PAGE = Need(frozenset({"lead"}), person=True)
+"""People who run a project."""
+AUDIT_PAGE = Need(frozenset({"lead", "auditor"}), person=True)
+"""People who check what happened."""
 
 ROUTES: Mapping[tuple[str, str], Need | None] = {
     ("GET", "/healthz"): OPEN,
@@ -60,15 +68,6 @@ ROUTES: Mapping[tuple[str, str], Need | None] = {
     ("GET", "/docs/oauth2-redirect"): OPEN,
     ("GET", "/docs/files/{path}"): OPEN,
     ("GET", "/openapi.json"): OPEN,
-    ("GET", "/static/{name}"): OPEN,
-    ("GET", "/sign-in"): OPEN,
-    ("POST", "/sign-in"): OPEN,
-    ("GET", "/invitation/{token}"): OPEN,
-    ("POST", "/invitation/{token}"): OPEN,
-    ("POST", "/sign-out"): OPEN,
-    ("GET", "/"): PEOPLE,
-    ("GET", "/work/{project}"): WORK,
-    ("POST", "/work/{project}/{assignment}"): WORK,
     ("POST", f"{API}/sessions"): OPEN,
     ("DELETE", f"{API}/sessions/current"): OPEN,
     ("GET", f"{API}/me"): OWN,
@@ -118,6 +117,46 @@ ROUTES: Mapping[tuple[str, str], Need | None] = {
     ("GET", f"{API}/log"): AUDIT,
     ("GET", f"{API}/log/verification"): AUDIT,
     ("GET", f"{API}/accesses"): AUDIT,
+    ("GET", "/static/{name}"): OPEN,
+    ("GET", "/about"): OPEN,
+    ("GET", "/sign-in"): OPEN,
+    ("POST", "/sign-in"): OPEN,
+    ("POST", "/sign-out"): OPEN,
+    ("GET", "/invitation/{token}"): OPEN,
+    ("POST", "/invitation"): OPEN,
+    ("GET", "/"): OWN_PAGE,
+    ("GET", "/projects/{project}/mine"): OWN_PAGE,
+    ("GET", "/projects/{project}/guidelines"): OWN_PAGE,
+    ("POST", "/projects/{project}/guidelines/{version}/reading"): OWN_PAGE,
+    ("POST", "/projects/{project}/guidelines"): LEAD_PAGE,
+    ("POST", "/projects/{project}/next"): WORK_PAGE,
+    ("GET", "/assignments/{assignment}"): WORK_PAGE,
+    ("POST", "/assignments/{assignment}"): WORK_PAGE,
+    ("POST", "/assignments/{assignment}/skip"): WORK_PAGE,
+    ("GET", "/assignments/{assignment}/comparison"): WORK_PAGE,
+    ("GET", "/assignments/{assignment}/comparison.json"): WORK_PAGE,
+    ("GET", "/judgments/{judgment}"): WORK_PAGE,
+    ("POST", "/judgments/{judgment}"): WORK_PAGE,
+    ("POST", "/judgments/{judgment}/withdrawal"): WORK_PAGE,
+    ("GET", "/projects/{project}/overview"): LEAD_PAGE,
+    ("GET", "/projects/{project}/agreement"): LEAD_PAGE,
+    ("GET", "/projects/{project}/labelers"): LEAD_PAGE,
+    ("GET", "/projects/{project}/bias"): LEAD_PAGE,
+    ("GET", "/projects/{project}/disagreements"): REVIEW_PAGE,
+    ("GET", "/projects/{project}/tasks"): LEAD_PAGE,
+    ("POST", "/projects/{project}/tasks"): LEAD_PAGE,
+    ("GET", "/tasks/{task}"): REVIEW_PAGE,
+    ("POST", "/tasks/{task}"): REVIEW_PAGE,
+    ("POST", "/tasks/{task}/reviewed"): REVIEW_PAGE,
+    ("POST", "/tasks/{task}/change"): LEAD_PAGE,
+    ("GET", "/projects/{project}/exports"): LEAD_PAGE,
+    ("POST", "/projects/{project}/exports"): LEAD_PAGE,
+    ("GET", "/people"): LEAD_PAGE,
+    ("POST", "/people"): LEAD_PAGE,
+    ("POST", "/people/{person}"): LEAD_PAGE,
+    ("POST", "/people/{person}/invitation"): LEAD_PAGE,
+    ("POST", "/people/{person}/sessions"): LEAD_PAGE,
+    ("GET", "/audit"): AUDIT_PAGE,
 }
 """What a route needs, by method and path; a name in braces is one part of a path, `{path}` the rest of it."""
 
@@ -127,6 +166,14 @@ def _pattern(template: str) -> str:
     return "".join(
         ".+" if part == "{path}" else "[^/]+" if part.startswith("{") else re.escape(part) for part in parts
     )
+
+
+_FOR_PROGRAMS = re.compile(r"/(v1|docs|openapi\.json|metrics|healthz|readyz)(/|$)")
+
+
+def is_page(path: str) -> bool:
+    """Return whether a path is one of the pages, whose errors are pages too."""
+    return _FOR_PROGRAMS.match(path) is None
 
 
 _MATCHED = tuple(

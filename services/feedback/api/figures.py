@@ -5,21 +5,16 @@ Agreement and biases are computed from tasks drawn at random, unless others are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
 from fairlead import judgments
-from fairlead.judgments import Judgment
 from services.feedback.api.bodies import Why, routes
+from services.feedback.reckoning import SEED, SHARED, of_project
 from services.feedback.service import Service
-from services.feedback.store.judged import Filter
-from services.feedback.store.records import COHORTS, PERSON_KINDS, RANKED_KINDS
 
-_SEED = 0
-"""Of the resampling, so that the same judgments have the same intervals."""
 Project = Annotated[
     str | None, Query(description="Name of the project; that of the configuration by default.")
 ]
@@ -44,9 +39,9 @@ def router(service: Service) -> APIRouter:
         """Return the rate of agreement and Krippendorff's α, with intervals, and each two labelers' rate."""
 
         def work(project: str) -> dict[str, Any]:
-            found = _of_project(service, project, why)
+            found = of_project(service, project, why)
             two = [pair.as_json() for pair in judgments.by_two_labelers(found)]
-            return {"agreement": judgments.agreement(found, seed=_SEED).as_json(), "labelers": two}
+            return {"agreement": judgments.agreement(found, seed=SEED).as_json(), "labelers": two}
 
         return await run(work, await project_id(project))
 
@@ -56,7 +51,7 @@ def router(service: Service) -> APIRouter:
 
         def work(project: str) -> dict[str, Any]:
             people = {person.id: person for person in store.people.all()}
-            found = _of_project(service, project, ("random", "audit", "uncertain", "fresh"))
+            found = of_project(service, project, SHARED)
             agreed = {one.labeler: one.as_json() for one in judgments.leave_one_out(found)}
             return {
                 "labelers": [
@@ -75,20 +70,12 @@ def router(service: Service) -> APIRouter:
         """Return whether places on the page and lengths decide."""
 
         def work(project: str) -> dict[str, Any]:
-            found = _of_project(service, project, why)
+            found = of_project(service, project, why)
             return {
                 "position": judgments.position_bias(found).as_json(),
-                "length": judgments.length_bias(found, seed=_SEED).as_json(),
+                "length": judgments.length_bias(found, seed=SEED).as_json(),
             }
 
         return await run(work, await project_id(project))
 
     return api
-
-
-def _of_project(service: Service, project: str, whys: Sequence[str]) -> list[Judgment]:
-    """Return the rankings of a project that count, by everybody, for figures."""
-    wanted = Filter(
-        project=project, kinds=RANKED_KINDS, cohorts=COHORTS, people=PERSON_KINDS, whys=tuple(whys)
-    )
-    return [one.judgment for one in service.store.snapshots.judged(wanted)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from fastapi import APIRouter
 from pydantic import Field, model_validator
 
+from services.feedback import handing_in
 from services.feedback.api.bodies import Body, IdempotencyKey, Response, Seconds, routes, wire_names
 from services.feedback.identity import CurrentIdentity
 from services.feedback.service import Service
@@ -86,23 +86,17 @@ class ReceiptShown(Response):
 def router(service: Service) -> APIRouter:
     """Return the routes."""
     api = routes("work")
-    store, run, metrics = service.store, service.threads.run, service.metrics
+    store, run = service.store, service.threads.run
 
     @api.post("/assignments/{assignment}/judgment", response_model=ReceiptShown, summary="Hand in")
     async def hand_in(
         assignment: str, body: JudgmentBody, identity: CurrentIdentity, key: IdempotencyKey = None
     ) -> ReceiptShown:
         """Keep a judgment. It is on the disk when the response is sent."""
-        started = time.monotonic()
         with wire_names():
-            found = await run(
-                store.judgments.hand_in, assignment, identity.worker.id, body.said(), request=key
+            return receipt(
+                await handing_in.hand_in(service, assignment, identity.worker.id, body.said(), request=key)
             )
-        if not found.repeated:
-            metrics.hand_in_seconds.observe(time.monotonic() - started)
-            metrics.judgments.labels("ranking" if body.text is None else "text").inc()
-            metrics.late.inc(found.late)
-        return receipt(found)
 
     @api.post("/assignments/{assignment}/skip", response_model=ReceiptShown, summary="Skip")
     async def skip(
@@ -110,17 +104,11 @@ def router(service: Service) -> APIRouter:
     ) -> ReceiptShown:
         """Give a task back for good; somebody else gets it."""
         with wire_names():
-            found = await run(
-                store.judgments.skip,
-                assignment,
-                identity.worker.id,
-                body.reason,
-                note=body.note,
-                request=key,
+            return receipt(
+                await handing_in.skip(
+                    service, assignment, identity.worker.id, body.reason, note=body.note, request=key
+                )
             )
-        if not found.repeated:
-            metrics.skips.labels(body.reason).inc()
-        return receipt(found)
 
     @api.post("/judgments/{judgment}/revision", response_model=ReceiptShown, summary="Revise")
     async def revise(

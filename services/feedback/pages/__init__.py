@@ -1,14 +1,46 @@
-"""The pages of the feedback service: forms that work without a script. `routers` is the entry point."""
+"""The pages of the feedback service: HTML that works without JavaScript. `routers` is the entry point.
+
+A handler reads a form, calls the store as the API does, and renders a template or redirects.
+"""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 
-from services.feedback.pages import sign_in, work
-from services.feedback.pages.rendering import Pages
+from services.feedback.pages import (
+    audit,
+    disagreements,
+    exports,
+    figures,
+    guidelines,
+    home,
+    mine,
+    people,
+    revisions,
+    sign_in,
+    static,
+    tasks,
+    work,
+)
+from services.feedback.pages.page import Renderer
 from services.feedback.service import Service
 
 
-def routers(service: Service, pages: Pages) -> list[APIRouter]:
+def routers(service: Service, renderer: Renderer) -> list[APIRouter]:
     """Return the routes of all pages."""
-    return [sign_in.router(service, pages), work.router(service, pages), pages.static_files()]
+    modules = (
+        static,
+        sign_in,
+        home,
+        work,
+        revisions,
+        mine,
+        guidelines,
+        figures,
+        disagreements,
+        tasks,
+        people,
+        exports,
+        audit,
+    )
+    return [module.router(service, renderer) for module in modules]

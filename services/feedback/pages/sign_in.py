@@ -1,63 +1,75 @@
-"""Signing in and out: by the link of an invitation, or with a handle on the machine itself."""
+"""Signing in and out: by an invitation, or on the machine itself by a handle."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from fairlead.errors import FairleadError
+from fairlead.errors import FairleadError, InvalidInput
 from services.feedback.api.sessions import person_of_handle
-from services.feedback.pages.rendering import Pages
+from services.feedback.pages.form import read_form
+from services.feedback.pages.page import Renderer, routes
 from services.feedback.service import Service
 from services.feedback.store.people import SESSION_SECONDS
 from services.feedback.store.records import Person
-from services.runtime.http.forms import form_of
 
 
-def router(service: Service, pages: Pages) -> APIRouter:
+def router(service: Service, renderer: Renderer) -> APIRouter:
     """Return the routes."""
-    routes = APIRouter(include_in_schema=False)
+    api = routes()
     people, run = service.store.people, service.threads.run
 
-    async def signed_in(person: Person) -> Response:
+    async def started(person: Person, back: str) -> Response:
         token = await run(people.start_session, person.id)
-        response = pages.redirect("/")
-        response.headers["set-cookie"] = service.cookie.set(token, max_age_seconds=int(SESSION_SECONDS))
-        return response
+        found = renderer.redirect(back)
+        found.headers["set-cookie"] = service.cookie.set(token, max_age_seconds=int(SESSION_SECONDS))
+        return found
 
-    @routes.get("/sign-in")
-    async def sign_in() -> Response:
-        return pages.page("sign_in", is_open=service.is_open, invitation=None, error=None)
+    @api.get("/sign-in")
+    async def form() -> Response:
+        return renderer.sign_in("Sign in", back="/")
 
-    @routes.post("/sign-in")
-    async def sign_in_with_handle(request: Request) -> Response:
-        handle = dict(form_of(request.scope)).get("handle", "").strip()
+    @api.post("/sign-in")
+    async def sign_in(request: Request) -> Response:
+        sent = await read_form(request)
+        handle, back = sent.one("handle").strip(), local_path(sent.one("back"))
         try:
-            return await signed_in(await person_of_handle(service, handle, "labeler"))
+            return await started(await person_of_handle(service, handle, "labeler"), back)
         except FairleadError as error:
-            return pages.page(
-                "sign_in", status=400, is_open=service.is_open, invitation=None, error=str(error)
+            message = (
+                f"{handle!r} cannot be a name here: use letters, digits, spaces and _ . @ + -"
+                if isinstance(error, InvalidInput)
+                else str(error)
             )
+            status = 400 if isinstance(error, InvalidInput) else 403
+            return renderer.sign_in("Sign in", back=back, handle=handle, message=message, status=status)
 
-    @routes.get("/invitation/{token}")
+    @api.get("/invitation/{token}")
     async def invitation(token: str) -> Response:
-        # The link itself uses nothing up: previews of mails and chats open it too.
-        return pages.page("sign_in", is_open=False, invitation=token, error=None)
+        # Opening the link uses nothing up: programs that preview links open them too.
+        return renderer.sign_in("Welcome", back="/", invitation=token)
 
-    @routes.post("/invitation/{token}")
-    async def accept(token: str) -> Response:
-        try:
-            return await signed_in(await run(people.accept, token))
-        except FairleadError as error:
-            return pages.page("sign_in", status=401, is_open=False, invitation=None, error=str(error))
+    @api.post("/invitation")
+    async def accept(request: Request) -> Response:
+        sent = await read_form(request)
+        return await started(await run(people.accept, sent.one("invitation")), "/")
 
-    @routes.post("/sign-out")
+    @api.get("/about")
+    async def about() -> Response:
+        return renderer.page("about")
+
+    @api.post("/sign-out")
     async def sign_out(request: Request) -> Response:
         token = service.cookie.read(request.scope["headers"])
         if token is not None:
             await run(people.end_session, token)
-        response = pages.redirect("/sign-in")
-        response.headers["set-cookie"] = service.cookie.delete()
-        return response
+        found = renderer.redirect("/sign-in")
+        found.headers["set-cookie"] = service.cookie.delete()
+        return found
 
-    return routes
+    return api
+
+
+def local_path(text: str) -> str:
+    """Return a path of this service to go to, or the start page if it leads elsewhere."""
+    return text if text.startswith("/") and not text.startswith(("//", "/\\")) and "\n" not in text else "/"

@@ -1,115 +1,142 @@
-"""The pages of a labeler: projects with work, and the task that is to be done."""
+"""The tasks of a labeler: take one, hand it in, save it, skip it, and compare two answers."""
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Mapping, Sequence
+import re
+from dataclasses import replace
+from typing import Annotated
 
-from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
 
-from fairlead.errors import Conflict, InvalidInput
-from services.feedback.api.hand_in import REASONS
+from fairlead.errors import InvalidInput
+from services.feedback.handing_in import hand_in, skip
 from services.feedback.identity import CurrentIdentity
-from services.feedback.pages.rendering import Pages
+from services.feedback.pages.form import read_form
+from services.feedback.pages.page import HEADERS, Renderer, letter, routes
+from services.feedback.pages.said import SKIP_REASONS, Incomplete, said
+from services.feedback.pages.task_page import (
+    Purpose,
+    compared,
+    draft_fields,
+    draft_of,
+    helped_edit,
+    task_page,
+)
 from services.feedback.service import Service
-from services.feedback.store.judged import Ranking, Said, Writing
-from services.feedback.store.records import RANKED_KINDS, Offer, Person
-from services.runtime.http.forms import form_of
+from services.feedback.store.records import Person
 
-_RANK, _RATING = "rank.", "rating."
+_ENTRY = re.compile(r"[0-9a-f]{64}")
+Place = Annotated[int, Query(ge=1)]
 
 
-def router(service: Service, pages: Pages) -> APIRouter:
+def router(service: Service, renderer: Renderer) -> APIRouter:
     """Return the routes."""
-    routes = APIRouter(include_in_schema=False)
-    store, run = service.store, service.threads.run
+    api = routes()
+    pages = _Work(service, renderer)
+    api.post("/projects/{project}/next")(pages.start)
+    api.get("/assignments/{assignment}")(pages.show)
+    api.post("/assignments/{assignment}")(pages.done)
+    api.post("/assignments/{assignment}/skip")(pages.give_back)
+    api.get("/assignments/{assignment}/comparison")(pages.compare)
+    api.get("/assignments/{assignment}/comparison.json")(pages.compare_json)
+    return api
 
-    @routes.get("/")
-    async def home(identity: CurrentIdentity) -> Response:
-        found = await run(store.projects.all)
-        projects = [one.settings.name for one in found if one.state == "active"]
-        return pages.page("home", person=identity.person, projects=projects)
 
-    @routes.get("/work/{project}")
-    async def work(project: str, identity: CurrentIdentity) -> Response:
-        known = await run(store.projects.get, project)
-        offer = await run(store.leases.take, identity.worker.id, known.id)
-        return _task(identity.worker, project, offer, {}, error=None)
+class _Work:
+    """The handlers."""
 
-    @routes.post("/work/{project}/{assignment}")
-    async def hand_in(project: str, assignment: str, request: Request, identity: CurrentIdentity) -> Response:
-        fields = form_of(request.scope)
-        given = dict(fields)
-        offer = await run(store.leases.get, assignment, identity.worker.id)
+    def __init__(self, service: Service, renderer: Renderer) -> None:
+        self._service = service
+        self._renderer = renderer
+        self._store = service.store
+        self._run = service.threads.run
+
+    async def start(self, project: str, identity: CurrentIdentity) -> Response:
+        """Give the person a task."""
+        known = await self._run(self._store.projects.get, project)
+        return await self._run(self._next, known.id, identity.worker)
+
+    async def show(self, assignment: str, request: Request, identity: CurrentIdentity) -> Response:
+        """Show a task that is not handed in."""
+
+        def build() -> Response:
+            offer = self._store.leases.get(assignment, identity.worker.id)
+            if offer.assignment.state != "leased":
+                project = self._store.projects.get(self._store.tasks.get(offer.assignment.task).project)
+                return self._renderer.redirect(f"/projects/{project.settings.name}/mine")
+            after = request.query_params.get("after", "")
+            purpose = Purpose(
+                f"/assignments/{assignment}",
+                handed_in=after if _ENTRY.fullmatch(after) else "",
+                saved="saved" in request.query_params,
+            )
+            filled = draft_fields(offer.draft)
+            return task_page(self._service, self._renderer, identity.worker, offer, purpose, filled)
+
+        return await self._run(build)
+
+    async def done(self, assignment: str, request: Request, identity: CurrentIdentity) -> Response:
+        """Hand a task in, or save it, or help with an edit."""
+        form, person = await read_form(request), identity.worker
+        offer = await self._run(self._store.leases.get, assignment, person.id)
+        if form.one("action") == "save":
+            await self._run(self._store.leases.save_draft, assignment, person.id, draft_of(form))
+            return self._renderer.redirect(f"/assignments/{assignment}?saved")
+        purpose = Purpose(f"/assignments/{assignment}")
+        if (helped := helped_edit(form, offer, purpose)) is not None:
+            return await self._run(task_page, self._service, self._renderer, person, offer, *helped)
         try:
-            if given.get("do") == "skip":
-                reason = given.get("reason", "")
-                if reason not in REASONS:
-                    raise InvalidInput("reason", got=reason, allowed=f"one of {', '.join(REASONS)}")
-                note = given.get("note", "")
-                await run(store.judgments.skip, assignment, identity.worker.id, reason, note=note)
-                service.metrics.skips.labels(reason).inc()
-            else:
-                said = _said(offer, fields)
-                receipt = await run(store.judgments.hand_in, assignment, identity.worker.id, said)
-                kind = "ranking" if isinstance(said, Ranking) else "text"
-                service.metrics.judgments.labels(kind).inc(not receipt.repeated)
-                service.metrics.late.inc(receipt.late and not receipt.repeated)
-        except (InvalidInput, Conflict) as error:
-            return _task(identity.worker, project, offer, given, error=str(error))
-        return pages.redirect(f"/work/{project}")
+            found = said(form, offer)
+        except Incomplete as error:
+            purpose = replace(purpose, missing=error.missing)
+            return await self._run(
+                task_page, self._service, self._renderer, person, offer, purpose, form.fields
+            )
+        request_key = form.one("request") or None
+        receipt = await hand_in(self._service, assignment, person.id, found, request=request_key)
+        task = await self._run(self._store.tasks.get, offer.assignment.task)
+        return await self._run(self._next, task.project, person, receipt.entry)
 
-    def _task(
-        person: Person, project: str, offer: Offer | None, given: Mapping[str, str], *, error: str | None
+    async def give_back(self, assignment: str, request: Request, identity: CurrentIdentity) -> Response:
+        """Skip a task."""
+        form, person = await read_form(request), identity.worker
+        reason, request_key = form.one("reason"), form.one("request") or None
+        if reason not in SKIP_REASONS:
+            raise InvalidInput("reason", got=reason, allowed=", ".join(SKIP_REASONS))
+        offer = await self._run(self._store.leases.get, assignment, person.id)
+        await skip(self._service, assignment, person.id, reason, note=form.one("note"), request=request_key)
+        task = await self._run(self._store.tasks.get, offer.assignment.task)
+        return await self._run(self._next, task.project, person)
+
+    async def compare(
+        self, assignment: str, first: Place, second: Place, identity: CurrentIdentity
     ) -> Response:
+        """Show the words in which two answers differ."""
+
+        def build() -> Response:
+            parts = compared(self._store.leases.get(assignment, identity.worker.id), first, second)
+            return self._renderer.page(
+                "comparison", identity.worker, parts=parts, first=letter(first), second=letter(second)
+            )
+
+        return await self._run(build)
+
+    async def compare_json(
+        self, assignment: str, first: Place, second: Place, identity: CurrentIdentity
+    ) -> Response:
+        """Return the same for the script."""
+
+        def build() -> Response:
+            parts = compared(self._store.leases.get(assignment, identity.worker.id), first, second)
+            return JSONResponse({"parts": parts}, headers=dict(HEADERS))
+
+        return await self._run(build)
+
+    def _next(self, project: str, person: Person, handed_in: str = "") -> Response:
+        """Return a redirect to the next task, or to the start page if there is none."""
+        offer = self._store.leases.take(person.id, project)
         if offer is None:
-            return pages.page("nothing", person=person, project=project)
-        return pages.page(
-            "task",
-            person=person,
-            status=200 if error is None else 400,
-            project=project,
-            offer=offer,
-            ranked=offer.kind in RANKED_KINDS,
-            places=range(1, len(offer.answers) + 1),
-            given=given,
-            reasons=REASONS,
-            error=error,
-            form=secrets.token_hex(8),
-        )
-
-    return routes
-
-
-def _said(offer: Offer, fields: Sequence[tuple[str, str]]) -> Said:
-    """Return what a form says about a task.
-
-    Raises:
-        InvalidInput: a place is missing or is no number.
-    """
-    given = dict(fields)
-    seconds = max(0.0, time.time() - offer.assignment.since)
-    note = given.get("note", "")
-    if offer.kind not in RANKED_KINDS:
-        base = offer.answers[0][0] if offer.kind == "edit" else None
-        return Writing(text=given.get("text", ""), base=given.get("base") or base, note=note, seconds=seconds)
-    ranks = {}
-    for number, (answer, _) in enumerate(offer.answers, start=1):
-        value = given.get(_RANK + answer, "")
-        if not value:
-            raise InvalidInput(f"answer {number}", got="no place", allowed="a place for every answer")
-        ranks[answer] = _whole(f"answer {number}", value)
-    ratings = {
-        answer: _whole("rating", given[_RATING + answer])
-        for answer, _ in offer.answers
-        if given.get(_RATING + answer)
-    }
-    return Ranking(ranks=ranks, ratings=ratings, note=note, seconds=seconds)
-
-
-def _whole(field: str, value: str) -> int:
-    if not (value.isascii() and value.isdigit() and len(value) < 4):
-        raise InvalidInput(field, got=value, allowed="a whole number")
-    return int(value)
+            return self._renderer.redirect(f"/?nothing={self._store.projects.get(project).settings.name}")
+        after = f"?after={handed_in}" if handed_in else ""
+        return self._renderer.redirect(f"/assignments/{offer.assignment.id}{after}")

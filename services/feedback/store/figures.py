@@ -54,6 +54,16 @@ class LabelerCounts:
     """When the person last wrote an entry."""
 
 
+@dataclass(frozen=True, slots=True)
+class OwnCounts:
+    """What a person has handed in, as they see it themselves."""
+
+    done: int
+    """Judgments handed in, late and withdrawn ones too."""
+    lately: int
+    """Of these, since the time that was asked for."""
+
+
 class Figures:
     """Counts."""
 
@@ -135,6 +145,23 @@ class Figures:
             )
             for person in sorted(counts.keys() | log.keys())
         ]
+
+    def own(self, project: str, person: str, *, since: float) -> OwnCounts:
+        """Return what a person has handed in for a project, in all and since a time."""
+        with self._context.database.reading() as connection:
+            row = connection.one(
+                """
+                SELECT COUNT(*) AS done,
+                  COALESCE(SUM(CASE WHEN entry.at >= :since THEN 1 ELSE 0 END), 0) AS lately
+                FROM entry JOIN task ON task.id = entry.task
+                WHERE entry.person = :person AND task.project = :project
+                  AND entry.kind IN ('judgment', 'writing')
+                """,
+                project=project,
+                person=person,
+                since=since,
+            )
+        return OwnCounts(int(row["done"]), int(row["lately"])) if row else OwnCounts(0, 0)
 
     def hours(self, project: str, *, since: float) -> dict[int, int]:
         """Return the judgments handed in by hour since 1970, from a time on; hours without one are absent."""
