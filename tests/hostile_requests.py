@@ -194,7 +194,7 @@ RPCS = {
 """All methods by the service that serves them."""
 STREAMS = ("ScoreStream", "ModelStreamInfer")
 """RPCs whose requests are a stream."""
-RESPONSE_STREAMS = ("GenerateStream", "FetchShard", "Watch")
+RESPONSE_STREAMS = ("GenerateBatch", "GenerateStream", "FetchShard", "Watch")
 """RPCs with one request and a stream of responses."""
 
 
@@ -226,6 +226,8 @@ def grpc_requests() -> Iterator[tuple[str, Request]]:
     stops = policy(text="w1", num_samples=1)
     stops.sampling.stop_strings.extend(["w1"] * MANY)
     yield "policy", Request("stop strings", method, stops.SerializeToString)
+    many = policy_service_pb2.GenerateBatchRequest(requests=[policy(num_samples=1)] * MANY)
+    yield "policy", Request("requests", "/fairlead.v1.PolicyService/GenerateBatch", many.SerializeToString)
     yield from (("weights", request) for request in _weight_requests())
 
 

@@ -7,10 +7,11 @@ reference log-prob is −1. A test can replace a part by a coroutine that answer
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
 from grpc import aio
 
 from fairlead import metrics
@@ -27,6 +28,7 @@ from fairlead.v1 import (
     tokens_pb2,
 )
 from services.rollout_worker.model_services import ModelServices
+from services.runtime.streams import as_finished
 
 Context = aio.ServicerContext[Any, Any]
 VOCABULARY_SIZE, MAX_SEQUENCE_TOKENS = 50, 20
@@ -83,12 +85,31 @@ class Script:
     )
     requests: list[policy_service_pb2.GenerateRequest] = field(default_factory=list)
     exclusive: dict[str, list[bool]] = field(default_factory=lambda: {"reward": [], "reference": []})
+    batches: list[int] = field(default_factory=list)
+    """Number of requests of each GenerateBatch call."""
     sizes: dict[str, list[int]] = field(default_factory=lambda: {"reward": [], "reference": []})
     """Number of sequences of each call."""
     address: str = ""
 
     def info(self, service: str) -> tokens_pb2.ModelInfo:
         return model_info(f"models/{service}", self.fingerprints[service])
+
+
+class _Refused(Exception):
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        self.code, self.details = code, details
+
+
+class _PartContext:
+    """The context of one request of several: it aborts that request, or the call if the replica dies."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        if details == "Socket closed":
+            await self._context.abort(code, details)
+        raise _Refused(code, details)
 
 
 class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
@@ -99,6 +120,24 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
         self.script.requests.append(request)
         found = [await self.script.generate(request, context) for _ in range(request.num_samples)]
         return policy_service_pb2.GenerateResponse(completions=found)
+
+    async def GenerateBatch(self, request, context):
+        self.script.batches.append(len(request.requests))
+
+        async def answer(index, each):
+            try:
+                response = await self.Generate(each, _PartContext(context))
+            except _Refused as error:
+                refused = policy_service_pb2.GenerateBatchError(
+                    code=error.code.value[0], message=error.details
+                )
+                return policy_service_pb2.GenerateBatchAnswer(index=index, error=refused)
+            return policy_service_pb2.GenerateBatchAnswer(index=index, response=response)
+
+        parts = [answer(index, each) for index, each in enumerate(request.requests)]
+        async with aclosing(as_finished(parts)) as finished:
+            async for answers in finished:
+                yield policy_service_pb2.GenerateBatchResponse(answers=answers)
 
     async def GetPolicyInfo(self, request, context):
         version = tokens_pb2.WeightVersion(incarnation=1, update=0)

@@ -11,7 +11,9 @@ import asyncio
 import random
 import signal
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any
 
 import grpc
@@ -26,6 +28,7 @@ from fairlead.v1 import (
     reward_service_pb2_grpc,
     tokens_pb2,
 )
+from services.runtime.streams import as_finished
 
 VOCABULARY = 32_000
 _Context = aio.ServicerContext[Any, Any]
@@ -77,6 +80,21 @@ class WaitingPolicy(policy_service_pb2_grpc.PolicyServiceServicer):
         return policy_service_pb2.GenerateResponse(
             completions=[completion], prompt_tokens=len(request.tokens.token_ids)
         )
+
+    async def GenerateBatch(  # noqa: N802
+        self, request: policy_service_pb2.GenerateBatchRequest, context: _Context
+    ) -> AsyncIterator[policy_service_pb2.GenerateBatchResponse]:
+        """Wait for each request, then answer it."""
+
+        async def answer(
+            index: int, asked: policy_service_pb2.GenerateRequest
+        ) -> policy_service_pb2.GenerateBatchAnswer:
+            response = await self.Generate(asked, context)
+            return policy_service_pb2.GenerateBatchAnswer(index=index, response=response)
+
+        async with aclosing(as_finished(starmap(answer, enumerate(request.requests)))) as finished:
+            async for answers in finished:
+                yield policy_service_pb2.GenerateBatchResponse(answers=answers)
 
     async def GenerateStream(  # noqa: N802
         self, request: policy_service_pb2.GenerateStreamRequest, context: _Context

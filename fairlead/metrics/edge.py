@@ -31,7 +31,7 @@ class ServerMetrics:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.started = Counter(
             "grpc_server_started_total",
-            "RPCs started.",
+            "RPCs started. The requests of a GenerateBatch count as calls of Generate, too.",
             ["grpc_service", "grpc_method"],
             registry=registry,
         )

@@ -53,7 +53,9 @@ class Hedging:
         calls = [asyncio.ensure_future(first)]
         try:
             done, _ = await asyncio.wait(calls, timeout=late)
-            if not done and (second := another()) is not None:
+            if done:
+                return calls[0].result()
+            if (second := another()) is not None:
                 calls.append(asyncio.ensure_future(second))
             pending = set(calls)
             while True:
@@ -62,6 +64,9 @@ class Hedging:
                 if good is not None or not pending:
                     return (good or done.pop()).result()
         finally:
+            running = [one for one in calls if one.cancel()]
+            if running:
+                await asyncio.gather(*running, return_exceptions=True)
             for one in calls:
-                one.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
+                if not one.cancelled():
+                    one.exception()  # seen, though another call's result counts

@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import grpc
 from grpc import aio
@@ -57,6 +57,24 @@ _OPTIONS: list[tuple[str, int | str]] = [
     # Services are inside the cluster; a web proxy in the environment is not meant for them.
     ("grpc.enable_http_proxy", 0),
 ]
+
+
+_Request_contra = TypeVar("_Request_contra", contravariant=True)
+_Response_co = TypeVar("_Response_co", covariant=True)
+
+
+class UnaryMethod(Protocol[_Request_contra, _Response_co]):
+    """A unary method of a stub, or what is called like one."""
+
+    def __call__(
+        self, request: _Request_contra, /, *, timeout: float, metadata: Metadata | None
+    ) -> Awaitable[_Response_co]:
+        """Call it.
+
+        Raises:
+            AioRpcError: if it fails.
+        """
+        ...
 
 
 def _options(health: str) -> list[tuple[str, int | str]]:
@@ -164,7 +182,7 @@ class Replicas(Generic[_Stub]):
 
     async def call(
         self,
-        method: Callable[[_Stub], aio.UnaryUnaryMultiCallable[_Request, _Response]],
+        method: Callable[[_Stub], UnaryMethod[_Request, _Response]],
         request: _Request,
         *,
         timeout_seconds: float | None = None,

@@ -40,6 +40,11 @@ class PolicyServiceStub:
                 request_serializer=fairlead_dot_v1_dot_policy__service__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=fairlead_dot_v1_dot_policy__service__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.GenerateBatch = channel.unary_stream(
+                '/fairlead.v1.PolicyService/GenerateBatch',
+                request_serializer=fairlead_dot_v1_dot_policy__service__pb2.GenerateBatchRequest.SerializeToString,
+                response_deserializer=fairlead_dot_v1_dot_policy__service__pb2.GenerateBatchResponse.FromString,
+                _registered_method=True)
         self.GenerateStream = channel.unary_stream(
                 '/fairlead.v1.PolicyService/GenerateStream',
                 request_serializer=fairlead_dot_v1_dot_policy__service__pb2.GenerateStreamRequest.SerializeToString,
@@ -58,6 +63,13 @@ class PolicyServiceServicer:
 
     def Generate(self, request, context):
         """Generates one or more completions of a prompt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GenerateBatch(self, request, context):
+        """Answers several requests, each as soon as it has finished, as Generate would answer it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +96,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=fairlead_dot_v1_dot_policy__service__pb2.GenerateRequest.FromString,
                     response_serializer=fairlead_dot_v1_dot_policy__service__pb2.GenerateResponse.SerializeToString,
+            ),
+            'GenerateBatch': grpc.unary_stream_rpc_method_handler(
+                    servicer.GenerateBatch,
+                    request_deserializer=fairlead_dot_v1_dot_policy__service__pb2.GenerateBatchRequest.FromString,
+                    response_serializer=fairlead_dot_v1_dot_policy__service__pb2.GenerateBatchResponse.SerializeToString,
             ),
             'GenerateStream': grpc.unary_stream_rpc_method_handler(
                     servicer.GenerateStream,
@@ -124,6 +141,33 @@ class PolicyService:
             '/fairlead.v1.PolicyService/Generate',
             fairlead_dot_v1_dot_policy__service__pb2.GenerateRequest.SerializeToString,
             fairlead_dot_v1_dot_policy__service__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fairlead.v1.PolicyService/GenerateBatch',
+            fairlead_dot_v1_dot_policy__service__pb2.GenerateBatchRequest.SerializeToString,
+            fairlead_dot_v1_dot_policy__service__pb2.GenerateBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,8 @@ class PolicyServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PolicyServiceAsyncStub: ...
     Generate: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.GenerateRequest, _policy_service_pb2.GenerateResponse]
     """Generates one or more completions of a prompt."""
+    GenerateBatch: _grpc.UnaryStreamMultiCallable[_policy_service_pb2.GenerateBatchRequest, _policy_service_pb2.GenerateBatchResponse]
+    """Answers several requests, each as soon as it has finished, as Generate would answer it."""
     GenerateStream: _grpc.UnaryStreamMultiCallable[_policy_service_pb2.GenerateStreamRequest, _policy_service_pb2.GenerateStreamResponse]
     """Generates the same completions and streams tokens as they are sampled."""
     GetPolicyInfo: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.GetPolicyInfoRequest, _policy_service_pb2.GetPolicyInfoResponse]
@@ -47,6 +49,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.GenerateRequest, _policy_service_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates one or more completions of a prompt."""
+    GenerateBatch: _aio.UnaryStreamMultiCallable[_policy_service_pb2.GenerateBatchRequest, _policy_service_pb2.GenerateBatchResponse]  # type: ignore[assignment]
+    """Answers several requests, each as soon as it has finished, as Generate would answer it."""
     GenerateStream: _aio.UnaryStreamMultiCallable[_policy_service_pb2.GenerateStreamRequest, _policy_service_pb2.GenerateStreamResponse]  # type: ignore[assignment]
     """Generates the same completions and streams tokens as they are sampled."""
     GetPolicyInfo: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.GetPolicyInfoRequest, _policy_service_pb2.GetPolicyInfoResponse]  # type: ignore[assignment]
@@ -62,6 +66,14 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_service_pb2.GenerateResponse, _abc.Awaitable[_policy_service_pb2.GenerateResponse]]:
         """Generates one or more completions of a prompt."""
+
+    @_abc_1.abstractmethod
+    def GenerateBatch(
+        self,
+        request: _policy_service_pb2.GenerateBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_policy_service_pb2.GenerateBatchResponse], _abc.AsyncIterator[_policy_service_pb2.GenerateBatchResponse]]:
+        """Answers several requests, each as soon as it has finished, as Generate would answer it."""
 
     @_abc_1.abstractmethod
     def GenerateStream(

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from itertools import starmap
 from typing import Any
 
 from grpc import aio
@@ -26,12 +27,20 @@ from services.policy.requests import (
 )
 from services.runtime.access.control import caller
 from services.runtime.edge import deadline, start_notice
-from services.runtime.limits import MAX_TURNS, check_text
+from services.runtime.error_reply import ErrorReply
+from services.runtime.limits import MAX_TURNS, check_count, check_text
+from services.runtime.rpc_call import current_call
+from services.runtime.streams import as_finished
 from services.runtime.wire_limits import WireLimits
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PolicyService"].full_name
 """Full name of the service, for health and reflection."""
 
+MAX_BATCH_REQUESTS = 64
+"""Limit on the requests that share a GenerateBatch call."""
+
+_GENERATE = f"/{SERVICE_NAME}/Generate"
+_BATCH = f"{pb.GenerateBatchRequest.DESCRIPTOR.full_name}.requests"
 _LONG_TEXT = 10_000
 """Number of characters from which a text is tokenized in a thread, because it would block the event loop."""
 
@@ -42,12 +51,14 @@ def wire_limits(model: ModelInfo, *, max_text_bytes: int) -> WireLimits:
     """Return what a request may contain; `check_request` refuses smaller excesses, with their number."""
     return WireLimits(
         entries={
+            _BATCH: MAX_BATCH_REQUESTS,
             "fairlead.v1.Conversation.messages": MAX_TURNS,
             "fairlead.v1.SamplingParams.stop_strings": 4 * MAX_STOP_STRINGS,
             "fairlead.v1.SamplingParams.stop_token_ids": 4 * MAX_STOP_TOKEN_IDS,
         },
         max_text_bytes=max_text_bytes,
         max_numbers=4 * (model.max_sequence_tokens + MAX_STOP_TOKEN_IDS),
+        whole=frozenset({_BATCH}),
     )
 
 
@@ -80,11 +91,50 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: _Context) -> pb.GenerateResponse:
         """Generate completions of a prompt."""
+        return await self._generated(
+            request, _earlier(self._deadline(context), request), on_start=start_notice(context)
+        )
+
+    async def GenerateBatch(
+        self, request: pb.GenerateBatchRequest, context: _Context
+    ) -> AsyncIterator[pb.GenerateBatchResponse]:
+        """Generate completions of several prompts, and send those of each when they are finished."""
+        check_count("requests", len(request.requests), limit=MAX_BATCH_REQUESTS)
+        call, until = current_call(), self._deadline(context)
+
+        async def answer(index: int, asked: pb.GenerateRequest) -> pb.GenerateBatchAnswer:
+            found = await call.answer_part(
+                lambda: self._part(asked, until),
+                method=_GENERATE,
+                request=asked,
+                request_id=asked.request_id,
+                is_counted=index == 0,
+            )
+            if isinstance(found, ErrorReply):
+                return pb.GenerateBatchAnswer(index=index, error=_error(found))
+            return pb.GenerateBatchAnswer(index=index, response=found)
+
+        async with aclosing(as_finished(starmap(answer, enumerate(request.requests)))) as finished:
+            async for answers in finished:
+                yield pb.GenerateBatchResponse(answers=answers)
+
+    async def _part(self, request: pb.GenerateRequest, until: float) -> pb.GenerateResponse:
+        if request.alone:
+            raise InvalidInput(
+                "alone", got=True, allowed="false in GenerateBatch: an exclusive request is sent to Generate"
+            )
+        return await self._generated(request, _earlier(until, request))
+
+    async def _generated(
+        self,
+        request: pb.GenerateRequest,
+        until: float,
+        *,
+        on_start: Callable[[], None] | None = None,
+    ) -> pb.GenerateResponse:
         checked = await self._checked(request)
         reserved = await _reserve(checked)
-        completions = await self._engine.generate(
-            checked, deadline=self._deadline(context), on_start=start_notice(context)
-        )
+        completions = await self._engine.generate(checked, deadline=until, on_start=on_start)
         await _refund(reserved - sum(len(completion.token_ids) for completion in completions))
         return pb.GenerateResponse(
             completions=map(codec.completion_to_pb, completions), prompt_tokens=len(checked.prompt_token_ids)
@@ -94,9 +144,10 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
         self, request: pb.GenerateStreamRequest, context: _Context
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """Generate completions of a prompt, and send each token when it is sampled."""
+        until = _earlier(self._deadline(context), request.request)
         checked = await self._checked(request.request)
         unused = await _reserve(checked)
-        async with aclosing(self._engine.stream(checked, deadline=self._deadline(context))) as deltas:
+        async with aclosing(self._engine.stream(checked, deadline=until)) as deltas:
             async for index, delta in deltas:
                 unused -= len(delta.token_ids)
                 yield pb.GenerateStreamResponse(
@@ -162,6 +213,27 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
         """Return the caller's deadline, or one from `policy.timeout_seconds` if it has none."""
         given = deadline(context)
         return time.monotonic() + self._section.timeout_seconds if given is None else given
+
+
+def _earlier(until: float, request: pb.GenerateRequest) -> float:
+    """Return the deadline of a call, or that of the request if it is earlier.
+
+    Raises:
+        InvalidInput: if the request's is not a number of seconds.
+    """
+    seconds = request.timeout_seconds
+    if not seconds >= 0:
+        raise InvalidInput("timeout_seconds", got=seconds, allowed="0 (no deadline of its own) or more")
+    return min(until, time.monotonic() + seconds) if seconds else until
+
+
+def _error(reply: ErrorReply) -> pb.GenerateBatchError:
+    return pb.GenerateBatchError(
+        code=reply.code.value[0],
+        message=reply.message,
+        retry_after_seconds=reply.retry_after_seconds or 0.0,
+        replica_lost=reply.replica_lost,
+    )
 
 
 async def _reserve(request: GenerationRequest) -> int:

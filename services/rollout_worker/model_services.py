@@ -244,6 +244,7 @@ class ModelServices:
                 request_id=f"{self._run}-{task.task_id}",
                 exclusive=exclusive,
                 fatal_to_replica=True,
+                batched=True,
             )
             return await self._measured("generate", "policy", call, task=task.task_id)
 

@@ -1,4 +1,4 @@
-"""The outermost edge of every RPC: access control, drain, error replies, metrics and the access log.
+"""The outermost edge of every RPC: admission, drain, parsing, and what wraps the work (`rpc_call`).
 
 Sits between grpc.aio and the servicers. Knows nothing about messages: bodies are only parsed and, unless
 `observe.access_log` is `texts`, never logged.
@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, closing
 from functools import partial
-from types import TracebackType
-from typing import Any, NoReturn, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 from grpc import aio
@@ -22,31 +20,14 @@ from grpc import aio
 from fairlead import metrics
 from fairlead.config.infrastructure import AccessLog
 from fairlead.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
-from fairlead.rpc.status import (
-    EXCLUSIVE_START,
-    MAX_REQUEST_TOKENS,
-    REPLICA_LOST,
-    REQUEST_ID,
-    RETRY_PUSHBACK,
-)
-from services.runtime.access.control import (
-    AccessControl,
-    Caller,
-    parse_token_limit,
-    request_id_or_new,
-    scope_of,
-)
-from services.runtime.error_reply import rpc_error_reply
+from fairlead.rpc.status import EXCLUSIVE_START
+from services.runtime.access.control import AccessControl
 from services.runtime.large import in_thread_if_large
+from services.runtime.rpc_call import RpcCall
 from services.runtime.streams import IncomingRequests
 from services.runtime.wire_limits import WireLimits, check_wire
 
-logger = logging.getLogger(__name__)
-
 _FULL_RETRY_SECONDS = 0.5
-_SLOW_SECONDS = 30.0
-"""A slower RPC is logged even if the access log is off."""
-_LOGGED_CHARACTERS = 10_000
 _MAX_OPEN_BYTES = 1 << 14
 """Limit on a request to a service that requires no key."""
 _Context = aio.ServicerContext[Any, Any]
@@ -219,123 +200,6 @@ class EdgeInterceptor(aio.ServerInterceptor):
             self._idle.set()
 
 
-class RpcCall:
-    """One RPC: its caller, its status, metrics and log line; an async context manager around its work."""
-
-    def __init__(
-        self,
-        server_metrics: metrics.ServerMetrics,
-        method: str,
-        context: _Context,
-        access_log: AccessLog,
-    ) -> None:
-        """
-        Args:
-            server_metrics: metrics of RPCs.
-            method: full name, such as `/fairlead.v1.RewardService/Score`.
-            context: gRPC's context of the RPC.
-            access_log: whether to log the RPC, and whether with its request; `auto` means `off`.
-        """
-        self._metrics = server_metrics
-        self._method = method
-        self._context = context
-        self._access_log = access_log
-        _, service, name = method.split("/", 2)
-        self._labels = (service, name)
-        self._start = time.monotonic()
-        self._code: grpc.StatusCode | None = None
-        self._text = ""
-        # If a key is repeated, its first value counts: proxies append theirs.
-        sent: dict[str, object] = dict(reversed(tuple(context.invocation_metadata() or ())))
-        self._bearer = _text(sent.get("authorization"))
-        self._limit = _text(sent.get(MAX_REQUEST_TOKENS))
-        self._caller = Caller(request_id=request_id_or_new(_text(sent.get(REQUEST_ID))))
-        server_metrics.started.labels(*self._labels).inc()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Turn an exception of the work into the status of the RPC, then count and log the RPC."""
-        try:
-            if error is None:
-                self._context.set_trailing_metadata(((REQUEST_ID, self._caller.request_id),))
-            elif isinstance(error, asyncio.CancelledError | GeneratorExit):
-                self._set_cancelled()
-            elif isinstance(error, Exception):
-                await self._fail(error)
-        finally:
-            self._finish()
-
-    def authorize(self, access: AccessControl) -> Caller:
-        """Return the caller, after authentication and the check of its scope.
-
-        Raises:
-            Unauthenticated: if the key is missing or invalid.
-            PermissionDenied: if the key does not allow this method.
-            InvalidInput: if the sender's token limit is not a number.
-        """
-        self._caller.max_request_tokens = parse_token_limit(self._limit)
-        access.authorize(self._caller, bearer=self._bearer, scope=scope_of(self._method))
-        return self._caller
-
-    def note_request(self, request: object) -> object:
-        """Keep the request's text for the log, if texts are logged; return the request."""
-        if self._access_log == "texts":
-            self._text = " ".join(str(request).split())[:_LOGGED_CHARACTERS]
-        return request
-
-    def count_received(self) -> None:
-        """Count a message received on a stream."""
-        self._metrics.received.labels(*self._labels).inc()
-
-    def count_sent(self) -> None:
-        """Count a message sent on a stream."""
-        self._metrics.sent.labels(*self._labels).inc()
-
-    async def _fail(self, error: Exception) -> NoReturn:
-        """End the RPC with the status of an error. Does not return."""
-        if isinstance(error, aio.AbortError):
-            raise error
-        reply = rpc_error_reply(error, method=self._method, peer=self._context.peer())
-        self._code = reply.code
-        trailers: tuple[tuple[str, str], ...] = ((REQUEST_ID, self._caller.request_id),)
-        if reply.retry_after_seconds is not None:
-            trailers += ((RETRY_PUSHBACK, str(max(1, round(reply.retry_after_seconds * 1000)))),)
-        if reply.replica_lost:
-            trailers += ((REPLICA_LOST, "1"),)
-        await self._context.abort(reply.code, reply.message, trailers)
-
-    def _set_cancelled(self) -> None:
-        """Record that the caller cancelled, or that its deadline passed."""
-        remaining = self._context.time_remaining()
-        late = remaining is not None and remaining <= 0
-        self._code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-
-    def _finish(self) -> None:
-        """Count, time and log the RPC."""
-        code = self._code or _known_code(self._context)
-        seconds = time.monotonic() - self._start
-        self._metrics.handled.labels(*self._labels, code.name).inc()
-        self._metrics.seconds.labels(*self._labels).observe(seconds)
-        logged = self._access_log in ("plain", "texts") or seconds > _SLOW_SECONDS
-        level = logging.INFO if logged else logging.DEBUG
-        if logger.isEnabledFor(level):
-            fields: dict[str, object] = {
-                "method": self._method,
-                "code": code.name,
-                "key": self._caller.key_id,
-                "request_id": self._caller.request_id,
-                "tokens": self._caller.num_tokens,
-                "seconds": round(seconds, 4),
-            }
-            if self._text:
-                fields["request"] = self._text
-            logger.log(level, "rpc %s %s", fields["method"], fields["code"], extra=fields)
-
-
 def _bounded(handler: _Handler) -> _Handler:
     """Return the handler of an open service, which refuses large requests unparsed."""
     parse: Any = handler.request_deserializer
@@ -401,12 +265,3 @@ def _parse(handler: _Handler, body: bytes, context: _Context) -> object:
             got=f"{len(body)} bytes ({type(error).__name__})",
             allowed="a serialized request of this RPC",
         ) from error
-
-
-def _known_code(context: _Context) -> grpc.StatusCode:
-    code: object = context.code()
-    return code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.OK
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None

@@ -1,4 +1,4 @@
-"""Streams of requests: read them until the server drains, and process them concurrently within bounds.
+"""Streams: read requests until the server drains, process them concurrently, yield responses as they finish.
 
 Sits between grpc.aio and a servicer. Back-pressure: a request is read only when it can be processed, so
 HTTP/2 flow control holds the client back. Knows nothing about messages.
@@ -7,9 +7,9 @@ HTTP/2 flow control holds the client back. Knows nothing about messages.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from fairlead.errors import Unavailable
 
@@ -105,6 +105,33 @@ async def process_bounded(
         for task in sizes:
             task.cancel()
         await asyncio.gather(reader, *sizes, return_exceptions=True)
+
+
+async def as_finished(
+    work: Iterable[Coroutine[Any, Any, _Response]],
+) -> AsyncGenerator[list[_Response], None]:
+    """Run all coroutines concurrently and yield their results, those together that are there together.
+
+    Closing the generator cancels what has not finished.
+
+    Raises:
+        Exception: the exception of one of them; the others are cancelled.
+    """
+    finished: asyncio.Queue[asyncio.Task[_Response]] = asyncio.Queue()
+    tasks = {asyncio.create_task(each) for each in work}
+    for task in tasks:
+        task.add_done_callback(finished.put_nowait)
+    try:
+        while tasks:
+            ready = [await finished.get()]
+            while not finished.empty():
+                ready.append(finished.get_nowait())
+            tasks.difference_update(ready)
+            yield [task.result() for task in ready]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class IncomingRequests:

@@ -53,6 +53,9 @@ class WireLimits:
     """Maximum number of numbers in packed fields, such as token ids."""
     max_text_bytes: int = _MAX_TEXT_BYTES
     """Maximum size of a text. Fields of type `bytes` have no limit but that of the message."""
+    whole: frozenset[str] = frozenset()
+    """Full names of the repeated fields whose entries are requests in their own right: `max_numbers` holds
+    for each of them, small ones are not checked, and `entries` limits their number."""
     names: frozenset[str] = frozenset()
     """Full names of the text fields that name a model or version: a larger one is not found, not invalid."""
 
@@ -122,7 +125,7 @@ class _Scan:
             if found.child is not None:
                 if not path:
                     self._index = counts[found.name] if found.full_name in self._limits.entries else None
-                self.message(start, position, found.child, f"{path}{found.name}.")
+                self._child(found, start, position, path)
             elif found.number_bytes is not None and tag & 7 == _LENGTH:
                 count = self._count_numbers(start, position, found.number_bytes, path + found.name)
             limit = self._limits.entries.get(found.full_name)
@@ -131,6 +134,15 @@ class _Scan:
                 if counts[found.name] > limit:
                     got = f"more than {limit} entries"
                     raise self._refused(path + found.name, got=got, allowed=f"at most {limit}")
+
+    def _child(self, found: _Field, start: int, end: int, path: str) -> None:
+        """Check the message that a field holds."""
+        assert found.child is not None
+        if found.full_name in self._limits.whole:
+            if end - start < _SCANNED_BYTES:
+                return
+            self._numbers = 0
+        self.message(start, end, found.child, f"{path}{found.name}.")
 
     def _value(self, wire_type: int, position: int) -> tuple[int, int]:
         """Return where the value of a field starts and ends."""

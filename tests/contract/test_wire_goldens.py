@@ -176,6 +176,7 @@ def test_service_and_method_names_are_unchanged():
     assert found == {
         "fairlead.v1.PolicyService": [
             ("Generate", False),
+            ("GenerateBatch", True),
             ("GenerateStream", True),
             ("GetPolicyInfo", False),
         ],

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fairlead import metrics
@@ -55,6 +55,10 @@ class Caller:
     def key_id(self) -> str:
         """Id of the key, for logs; empty without a key."""
         return self.key.id if self.key is not None else ""
+
+    def part(self, request_id: str) -> Caller:
+        """Return the caller of one request of several in an RPC; a new id replaces one that is not valid."""
+        return replace(self, request_id=request_id_or_new(request_id), num_tokens=0)
 
     async def admit(self, *, tokens: int, waits: bool = False, deadline: float | None = None) -> None:
         """Count the tokens of a request before any work is done for it.
@@ -198,11 +202,32 @@ class AccessControl:
             if not self._in_flight[key.id]:
                 del self._in_flight[key.id]
 
+    @asynccontextmanager
+    async def part(self, part: Caller, *, is_counted: bool) -> AsyncIterator[None]:
+        """Make a part of an RPC's caller the result of `caller()`, and count its request while in flight.
+
+        Args:
+            part: the caller of one request of the RPC, from `Caller.part`.
+            is_counted: whether the RPC itself counts as this request.
+
+        Raises:
+            Overloaded: as `request`.
+        """
+        _CALLER.set(part)
+        if is_counted:
+            yield
+            return
+        async with self.request(part):
+            yield
+
 
 _METHODS: dict[str, tuple[Scope, tuple[str, ...]]] = {
     "fairlead.v1.RewardService": ("score", ("Score", "ScoreStream", "GetRewardInfo")),
     "fairlead.v1.ReferenceService": ("score", ("LogProbs", "GetReferenceInfo")),
-    "fairlead.v1.PolicyService": ("generate", ("Generate", "GenerateStream", "GetPolicyInfo")),
+    "fairlead.v1.PolicyService": (
+        "generate",
+        ("Generate", "GenerateBatch", "GenerateStream", "GetPolicyInfo"),
+    ),
     "fairlead.v1.WeightService": (
         "weights",
         ("GetLatestManifest", "ListWeightVersions", "FindWeightSource", "FetchShard"),

@@ -344,6 +344,7 @@ async def test_tasks_of_a_dead_replica_are_repeated_together_and_exclusive_only_
     assert all(isinstance(result, tuple) for result in outcomes.values())
     asked = [request.alone for request in script.requests]
     assert asked == [False] * (2 * number) + [True] * (number if deaths == 2 else 0)
+    assert script.batches == [number] * 2
     assert b.counted("failed") == 0
 
 

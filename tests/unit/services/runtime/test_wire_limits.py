@@ -57,6 +57,26 @@ def test_excess_is_refused_with_its_field(body: pb.ScoreRequest, message: str):
         pb.ScoreRequest.FromString(data + b"\xff" * 20)
 
 
+def test_requests_within_a_request_are_limited_one_by_one():
+    limits = WireLimits(
+        entries={"fairlead.v1.ScoreRequest.items": 40},
+        max_numbers=1_000,
+        whole=frozenset({"fairlead.v1.ScoreRequest.items"}),
+    )
+
+    def items(*sizes: int) -> bytes:
+        ids = [pb.ScoreItem(tokens=pb.TokenPair(response_token_ids=[300] * size)) for size in sizes]
+        return pb.ScoreRequest(items=ids).SerializeToString()
+
+    check_wire(SCORE, items(*[1_000] * 30, *[5] * 10), limits)
+    for sizes, message in (
+        ([900, 5, 1_001, 5], r"items.tokens.response_token_ids\[2\]: got 'more than 1000 numbers'"),
+        ([500] * 41, "items: got 'more than 40 entries'"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            check_wire(SCORE, items(*sizes), limits)
+
+
 def test_unknown_fields_are_limited():
     with pytest.raises(InvalidInput, match="more than 2000 fields"):
         check_wire(SCORE, b"\x78\x01" * 2_001, LIMITS)
