@@ -22,7 +22,7 @@ _HEAP_SHARE = 1.25
 benchmarks/scoring_memory.py and tests/integration/test_smollm2.py compare plan and peak."""
 
 
-_TRAINING_HEAP_SHARE = 1.6
+_TRAINING_HEAP_SHARE = 1.3
 """Memory of activations in training on a CPU, relative to their tensors: freed temporaries leave gaps in the
 heap of the C library. tests/integration/test_smollm2.py compares plan and peak."""
 
