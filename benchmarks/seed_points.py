@@ -22,7 +22,7 @@ _MARGIN = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """What one label stands for."""
+    """The figures that one label names."""
 
     text: str
     """The label."""

@@ -57,6 +57,10 @@ class Seeds:
         """Return the mean of a figure over seeds."""
         return statistics.fmean(getattr(outcome, figure) for outcome in self.outcomes)
 
+    def median(self, figure: str) -> float:
+        """Return the median of a figure over seeds; for costs, which other work on the machine raises."""
+        return statistics.median(getattr(outcome, figure) for outcome in self.outcomes)
+
     def deviation(self, figure: str) -> float | None:
         """Return the standard deviation of a figure over seeds; None for a single one."""
         values = [getattr(outcome, figure) for outcome in self.outcomes]

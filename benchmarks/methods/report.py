@@ -28,7 +28,7 @@ _HEADER = (
 
 
 def table(found: Sequence[Seeds], start: Outcome) -> str:
-    """Return a table in Markdown, the highest gold first: means over seeds ± standard deviations."""
+    """Return a table in Markdown, the highest gold first: means over seeds ± standard deviations, medians of costs."""
     lines = [f"| {' | '.join(_HEADER)} |", f"|---|{'--:|' * (len(_HEADER) - 1)}"]
     ordered = sorted(found, key=lambda one: -one.mean("gold"))
     lines += [_row(one) for one in (*ordered, Seeds("sft", SFT, [start]))]
@@ -39,12 +39,12 @@ def _row(one: Seeds) -> str:
     cells = [one.title, str(len(one.outcomes)) if one.title != SFT else ""]
     cells += [one.shown(figure, 2) for figure in ("gold", "win_rate", "kl", "score")]
     cells += [f"{one.mean('words'):.1f}", f"{one.mean('episodes'):,.0f}"]
-    cells += [f"{one.mean(figure):.0f}" for figure in ("whole_cpu_seconds", "training_cpu_seconds")]
+    cells += [f"{one.median(figure):.0f}" for figure in ("whole_cpu_seconds", "training_cpu_seconds")]
     return f"| {' | '.join(cells)} |"
 
 
 def results(found: Sequence[Seeds], start: Outcome) -> dict[str, Result]:
-    """Return gold against that of SFT, and KL and CPU time against those of PPO, as means over seeds."""
+    """Return gold against that of SFT, and KL and CPU time (medians) against those of PPO."""
     by_name: Mapping[str, Seeds] = {one.name: one for one in found}
     ppo = by_name.get(_BASELINE)
     entries: dict[str, Result] = {}
@@ -53,13 +53,11 @@ def results(found: Sequence[Seeds], start: Outcome) -> dict[str, Result]:
         for figure, unit in (("gold", "gold"), ("score", "score")):
             entries[f"{name}_{figure}"] = Result(one.mean(figure), unit, getattr(start, figure), SFT)
         entries[f"{name}_win_rate"] = Result(one.mean("win_rate"), "win rate", 0.5, SFT)
-        for figure, unit in (
-            ("kl", "nats/answer"),
-            ("whole_cpu_seconds", "CPU-s"),
-            ("training_cpu_seconds", "CPU-s"),
-        ):
-            baseline = math.nan if ppo is None else ppo.mean(figure)
-            entries[f"{name}_{figure}"] = Result(one.mean(figure), unit, baseline, "PPO")
+        kl = math.nan if ppo is None else ppo.mean("kl")
+        entries[f"{name}_kl"] = Result(one.mean("kl"), "nats/answer", kl, "PPO")
+        for figure in ("whole_cpu_seconds", "training_cpu_seconds"):
+            cost = math.nan if ppo is None else ppo.median(figure)
+            entries[f"{name}_{figure}"] = Result(one.median(figure), "CPU-s", cost, "PPO")
     return entries
 
 
