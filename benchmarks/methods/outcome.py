@@ -59,7 +59,8 @@ class Seeds:
 
     def median(self, figure: str) -> float:
         """Return the median of a figure over seeds; for costs, which other work on the machine raises."""
-        return statistics.median(getattr(outcome, figure) for outcome in self.outcomes)
+        values: list[float] = [getattr(outcome, figure) for outcome in self.outcomes]
+        return statistics.median(values)
 
     def deviation(self, figure: str) -> float | None:
         """Return the standard deviation of a figure over seeds; None for a single one."""

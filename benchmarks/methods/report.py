@@ -28,7 +28,7 @@ _HEADER = (
 
 
 def table(found: Sequence[Seeds], start: Outcome) -> str:
-    """Return a table in Markdown, the highest gold first: means over seeds ± standard deviations, medians of costs."""
+    """Return a table in Markdown, the highest gold first: means ± standard deviations, medians of costs."""
     lines = [f"| {' | '.join(_HEADER)} |", f"|---|{'--:|' * (len(_HEADER) - 1)}"]
     ordered = sorted(found, key=lambda one: -one.mean("gold"))
     lines += [_row(one) for one in (*ordered, Seeds("sft", SFT, [start]))]
