@@ -82,6 +82,8 @@ class FeedbackSection(HttpSection):
     store: Annotated[str, AfterValidator(_without_password)] = ""
     """Where everything is kept: a SQLite file on a disk of this machine (not on a network file system), or
     `postgresql://user@host/database`. Empty: `feedback.db` in the run's folder."""
+    max_prompts_per_user: int = Field(default=200, ge=0)
+    """Prompts that are collected of one end user of the deployed policy, as in InstructGPT."""
     project: ProjectSection = ProjectSection()
     """Defaults of the first project."""
 

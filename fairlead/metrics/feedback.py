@@ -64,6 +64,13 @@ class FeedbackMetrics:
             "Leases that have ended and are neither handed in nor renewed.",
             registry=registry,
         )
+        self.exchanges = Counter(
+            "fairlead_feedback_exchanges_total",
+            "Exchanges of the deployed policy that were handed in, by result: kept, known, no_consent, "
+            "user_limit.",
+            ["result"],
+            registry=registry,
+        )
         self.snapshots = Counter(
             "fairlead_feedback_snapshots_total", "Snapshots that were asked for.", registry=registry
         )

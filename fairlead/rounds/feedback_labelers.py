@@ -39,8 +39,8 @@ class FeedbackLabelers:
     project: str | None = None
     """Name of the project; that of the service's configuration by default."""
     wanted_judgments: int
-    """Judgments after which a round goes on; at most one for each of its tasks is waited for."""
-    patience_seconds: float = float("inf")
+    """Judgments of a round that are waited for; at most one for each of its tasks."""
+    longest_wait_seconds: float = float("inf")
     """How long to wait without any new judgment."""
     fresh_per_update: int = 0
     """Answers of each PPO update that labelers compare with earlier ones."""
@@ -67,7 +67,7 @@ class FeedbackLabelers:
         """Wait until there are enough judgments of a round; return those that may be trained on.
 
         Raises:
-            Stalled: nobody judged anything for `patience_seconds`.
+            Stalled: nobody judged anything for `longest_wait_seconds`.
             FairleadError: as the client says.
         """
         wanted = min(self.wanted_judgments, self._given.get(number, self.wanted_judgments))
@@ -86,9 +86,9 @@ class FeedbackLabelers:
                     self.show(f"{len(counting)} of {wanted} judgments of round {number}")
                 if len(counting) >= wanted:
                     break
-                if time.monotonic() - changed > self.patience_seconds:
+                if time.monotonic() - changed > self.longest_wait_seconds:
                     raise Stalled(
-                        f"no new judgment of round {number} for {self.patience_seconds:.0f} s: there are "
+                        f"no new judgment of round {number} for {self.longest_wait_seconds:.0f} s: there are "
                         f"{len(counting)} of {wanted}; the same command continues"
                     )
                 time.sleep(self.poll_seconds)

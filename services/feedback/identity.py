@@ -22,6 +22,7 @@ from services.runtime.http.call import HttpCall
 from services.runtime.http.paths import path_of
 
 _KEY = "fairlead.identity"
+_OF_PROXIES = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ class Authentication:
             Unauthenticated: nobody is signed in, or the session or the key is not valid.
             PermissionDenied: the route is for others.
         """
+        if self._service.is_open:
+            _refuse_proxies(scope)
         need = need_of(scope["method"], path_of(scope))
         if need is OPEN:
             self._access.authorize(caller, bearer=None, scope=None)
@@ -122,6 +125,19 @@ class Authentication:
         if person.role not in need.roles:
             raise PermissionDenied(f"this is not for the role {person.role}")
         return Identity(person, key)
+
+
+def _refuse_proxies(scope: Scope) -> None:
+    """Check that a request comes from this machine itself.
+
+    Raises:
+        PermissionDenied: a proxy on this machine passes on requests of others.
+    """
+    if any(name in _OF_PROXIES for name, _ in scope["headers"]):
+        raise PermissionDenied(
+            "the request came through a proxy, and this server lets everybody who reaches it do everything: "
+            "set feedback.origin to the address that the proxy publishes, so that people have to sign in"
+        )
 
 
 def _of_request(request: Request) -> Identity:

@@ -41,6 +41,8 @@ OWN = Need(_PEOPLE, frozenset({"feedback"}), person=True)
 """Everybody, about themselves."""
 WORK = Need(_WORKERS, frozenset({"feedback"}), person=True)
 """Those who work on tasks."""
+COLLECT = Need(scopes=frozenset({"collect"}))
+"""Programs that hand in what the policy was asked, and read nothing."""
 SCREEN = Need(frozenset({"reviewer", "lead"}), frozenset({"curate"}))
 """Those who decide what labelers may see."""
 REVIEW = Need(frozenset({"reviewer", "lead"}), frozenset({"feedback"}), person=True)
@@ -82,6 +84,7 @@ ROUTES: Mapping[tuple[str, str], Need | None] = {
     ("PATCH", f"{API}/people/{{person}}"): LEAD,
     ("POST", f"{API}/people/{{person}}/invitation"): LEAD,
     ("DELETE", f"{API}/people/{{person}}/sessions"): LEAD,
+    ("POST", f"{API}/exchanges"): COLLECT,
     ("POST", f"{API}/prompts"): LEAD,
     ("GET", f"{API}/prompts"): SCREEN,
     ("PATCH", f"{API}/prompts/{{prompt}}"): SCREEN,

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from services.feedback.api import (
     artifacts,
     audit,
+    exchanges,
     figures,
     hand_in,
     judgments,
@@ -29,6 +30,7 @@ def routers(service: Service) -> list[APIRouter]:
         hand_in,
         tasks,
         prompts,
+        exchanges,
         judgments,
         figures,
         snapshots,

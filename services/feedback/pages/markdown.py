@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from html import unescape
 
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
@@ -18,15 +19,28 @@ _CHARACTERS = 20_000
 """Longer texts are shown as they are: the parser is not linear in every text."""
 _TOO_DEEP = re.compile(r"^[ \t>*+\-\d.)]{61}", re.MULTILINE)
 """Starts of lines that may nest so deep that the parser drops what is inside."""
+_TAG = re.compile(r"<[^>]*>")
+_LIST_NUMBER = re.compile(r"^([ \t>*+-]*)\d{1,9}(?=[.)](?:[ \t]|$))", re.MULTILINE)
 _HEADINGS = {"h1": 1, "h2": 2, "h3": 3, "h4": 4, "h5": 4, "h6": 4}
 
 
 def rendered(text: str) -> Markup:
     """Return a text as HTML."""
-    if len(text) > _CHARACTERS or _TOO_DEEP.search(text):
-        return Markup('<p class="raw">{}</p>').format(text)
-    # The parser would drop NUL; all else that it leaves out is markup.
-    return Markup(_PARSER.render(text.replace("\0", "\ufffd")))
+    if len(text) <= _CHARACTERS and not _TOO_DEEP.search(text):
+        # The parser would drop NUL.
+        html = _PARSER.render(text.replace("\0", "\ufffd"))
+        if _shows_all(text, html):
+            return Markup(html)
+    return Markup('<p class="raw">{}</p>').format(text)
+
+
+def _shows_all(text: str, html: str) -> bool:
+    """Return whether every letter and digit of a text is in its HTML, in the same order.
+
+    The parser drops cells beyond the columns of a table. Browsers count the entries of a list themselves.
+    """
+    visible = iter(unescape(_TAG.sub("", html)))
+    return all(letter in visible for letter in _LIST_NUMBER.sub(r"\1", text) if letter.isalnum())
 
 
 class _Inert(RendererHTML):

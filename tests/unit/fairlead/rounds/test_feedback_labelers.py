@@ -49,7 +49,7 @@ async def test_rankings_of_a_round_come_back_after_an_interruption(tmp_path: Pat
                 **values,  # type: ignore[arg-type]
             )
 
-        first = labelers(patience_seconds=0.2)
+        first = labelers(longest_wait_seconds=0.2)
         await asyncio.to_thread(first.give, 1, tasks)
         await asyncio.to_thread(first.give, 2, [[GeneratedAnswer("other", text, True) for text in "ab"]])
         await asyncio.to_thread(_label, http.address, "ben", 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import re
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -233,6 +235,33 @@ async def test_collected_prompts_are_screened_before_labelers_see_them(http: Fee
     assert (wrong.status, wrong.error["field"]) == (400, "masked")
 
 
+async def test_only_prompts_with_consent_are_collected_and_few_of_one_user(tmp_path: Path) -> None:
+    def asked(text: str, **fields: str) -> dict[str, object]:
+        return {"messages": [{"role": "user", "content": text}]} | fields
+
+    async with feedback(tmp_path, max_prompts_per_user=2) as http:
+        exchanges = [
+            asked("private words", user="u1"),
+            *(asked(f"q{n}", user="u1", consent="v1") for n in range(4)),
+        ]
+        found = await http.local.ask("POST", "/exchanges", {"exchanges": exchanges})
+        assert (found.status, found.json) == (202, {"kept": 2, "known": 0, "no_consent": 1, "user_limit": 2})
+        exchanges = [
+            asked("q0", consent="v1", user="u2"),
+            asked("q9", consent="v1", user="u1"),
+            asked("q8", consent="v1"),
+        ]
+        found = await http.local.ask("POST", "/exchanges", {"exchanges": exchanges})
+        assert found.json == {"kept": 1, "known": 1, "no_consent": 0, "user_limit": 1}
+        listed = (await http.local.get("/prompts"))["prompts"]
+        assert sorted(one["prompt"][0]["content"] for one in listed) == ["q0", "q1", "q8"]
+        await asyncio.to_thread(http.service.store.close)
+        kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())  # noqa: ASYNC240
+        assert b"q1" in kept
+        assert b"private words" not in kept
+        assert b"u1" not in re.findall(rb"[0-9a-z]{2,}", kept)
+
+
 async def test_forgetting_and_lineage(http: Feedback) -> None:
     await http.local.post("/tasks", {"tasks": [task(1) | {"user": "user-17"}, task(2)]})
     anna = await http.signed_in(handle="anna")
@@ -295,7 +324,8 @@ async def test_every_route_is_for_whom_the_table_says(tmp_path: Path, keys: Keys
             f"{API}/projects/{{project}}",
             f"{API}/projects/{{project}}/guidelines",
         }
-        assert allowed["collect"] == projects
+        assert allowed["collect"] == projects | {f"{API}/exchanges"}
+        assert not any(f"{API}/exchanges" in allowed[name] for name in ("labeler", "lead", "curate"))
         assert allowed["auditor"] > projects | {f"{API}/log", f"{API}/accesses"}
         assert f"{API}/forget" not in allowed["labeler"] | allowed["reviewer"]
         unknown = await people["labeler"].ask("GET", "/v1/feedback/nothing")
@@ -344,6 +374,9 @@ async def test_pages_of_others_and_other_hosts_are_refused(http: Feedback) -> No
     assert (await anna.ask("GET", "/me", host="evil.example")).status == 403
     for headers in ({"sec_fetch_site": "same-origin"}, {"origin": f"http://{http.address}"}):
         assert (await anna.ask("POST", "/next", {}, **headers)).status == 204
+    for method, path, body in (("GET", "/people", None), ("POST", "/sessions", {"handle": "eve"})):
+        proxied = await http.local.ask(method, path, body, x_forwarded_for="203.0.113.7")
+        assert (proxied.status, "set feedback.origin" in proxied.error["message"]) == (403, True)
     gone = await anna.ask("DELETE", "/sessions/current")
     assert (gone.status, "Max-Age=0" in gone.headers["set-cookie"]) == (204, True)
     assert (await anna.ask("GET", "/me")).status == 401

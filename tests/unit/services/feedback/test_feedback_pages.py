@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.feedback.pages.differences import differences
@@ -274,6 +274,7 @@ PAYLOADS = (
     "&lt;script&gt;",
     "# <svg onload=alert(1)>",
     "| a <b> | b |\n|:--|--:|\n| <i> | 2 |",
+    "| a |\n|-|\n| b | beyond the columns |",
     "\u202etxt.exe\u202c",
     "\0<b>\ud800",
     "> " * 300 + "deep",
@@ -286,6 +287,7 @@ SHOWN = {
 }
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 @example("")
 def test_markdown_of_strangers_is_inert_and_hides_nothing(text: str) -> None:
