@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +19,7 @@ from fairlead.cli.output import (
     ConfigOption,
     Json,
     Overrides,
+    fail,
     say,
     with_examples,
 )
@@ -70,6 +73,15 @@ class Form(StrEnum):
     PAIRS = "pairs"
     DEMONSTRATIONS = "demonstrations"
     PROMPTS = "prompts"
+    ARGILLA = "argilla"
+    LABEL_STUDIO = "label-studio"
+
+
+class Tool(StrEnum):
+    """Other tools whose files can be brought in."""
+
+    ARGILLA = "argilla"
+    LABEL_STUDIO = "label-studio"
 
 
 def register(root: typer.Typer) -> None:
@@ -191,10 +203,11 @@ def figures(
 @app.command(
     "export",
     help=with_examples(
-        "Make a snapshot of all judgments that may be trained on, write it as JSON lines, and print its "
-        "digest.",
+        "Make a snapshot of all judgments that may be trained on, write it as JSON lines (for Label Studio "
+        "as JSON), and print its digest.",
         "fairlead feedback export --out rankings.jsonl --address 127.0.0.1:8400",
         "fairlead feedback export --format demonstrations --out demonstrations.jsonl",
+        "fairlead feedback export --format argilla --out records.jsonl",
     ),
 )
 def export(
@@ -210,6 +223,8 @@ def export(
         Form.PAIRS: ["rank", "pair", "edit"],
         Form.DEMONSTRATIONS: ["write", "edit"],
         Form.PROMPTS: ["prompt"],
+        Form.ARGILLA: ["rank", "pair"],
+        Form.LABEL_STUDIO: ["rank", "pair"],
     }
     wanted: dict[str, Any] = {"kinds": kinds[form], "cohorts": [cohort.value]}
     with _client(address) as client:
@@ -221,6 +236,59 @@ def export(
     count = len(data.splitlines())
     say(f"{out}: {count} lines of {snapshot['entries']} judgments", err=True, dim=True)
     typer.echo(snapshot["digest"])
+
+
+@app.command(
+    "card",
+    help=with_examples(
+        "Make a snapshot of all judgments and write it as a folder with a dataset card, which the hub, "
+        '`datasets` and `data.preferences = "FOLDER/?config=rankings"` read. Rankings of held-out people are '
+        "its split `test`.",
+        "fairlead feedback card --out dataset --license cc-by-4.0 --address 127.0.0.1:8400",
+    ),
+)
+def card(
+    address: Address,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder to write; absent or empty.")],
+    license_: Annotated[str, typer.Option("--license", help="Licence, as the hub has it.")],
+    title: Annotated[str, typer.Option("--title", help="Name of the data set.")] = "Judgments of people",
+    language: Annotated[list[str] | None, typer.Option("--language", help="Code; en by default.")] = None,
+    withdrawal: Annotated[str, typer.Option("--withdrawal", help="How a part is withdrawn.")] = "",
+    project: Project = None,
+) -> None:
+    """Make a snapshot and write it with its card."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        fail(f"--out: got {out}, allowed: a folder that is absent or empty")
+    wanted: dict[str, Any] = {"kinds": ["rank", "pair", "write", "edit"], "cohorts": [*Cohort]}
+    about = {"license": license_, "title": title, "languages": language or ["en"], "withdrawal": withdrawal}
+    with _client(address) as client:
+        snapshot = client.snapshot(**wanted, **({"project": project} if project else {}))
+        data = client.folder(snapshot["digest"], **about)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        archive.extractall(out)
+    say(f"{out}: {snapshot['entries']} judgments with a card", err=True, dim=True)
+    typer.echo(snapshot["digest"])
+
+
+@app.command(
+    "import",
+    help=with_examples(
+        "Bring in rankings of another tool with their authors: records of Argilla as JSON lines or JSON, or "
+        "the JSON that Label Studio exports. The same file again adds nothing.",
+        "fairlead feedback import argilla records.jsonl --address 127.0.0.1:8400",
+        "fairlead feedback import label-studio export.json",
+    ),
+)
+def bring_in(
+    tool: Annotated[Tool, typer.Argument(help="Where the file comes from.")],
+    file: Annotated[Path, typer.Argument(help="The file.")],
+    address: Address,
+    project: Project = None,
+) -> None:
+    """Read the file and add what is in it."""
+    with _client(address) as client:
+        found = client.bring_in(tool.value, _foreign(file), project=project)
+    say(f"{found['tasks']} new tasks, {found['judgments']} new judgments, {found['repeated']} known before")
 
 
 @app.command(
@@ -275,3 +343,23 @@ def _tasks(file: Path, fields: Mapping[str, object]) -> Iterator[dict[str, Any]]
     known = ("prompt", "responses", "gold", "why", "round", "source", "consent", "user", "split_group")
     for line in lines.read(file, field="FILES", text_key=None):
         yield {name: line.values[name] for name in known if name in line.values} | dict(fields)
+
+
+def _foreign(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file: an array in JSON, or JSON lines."""
+    from fairlead.cli import lines
+
+    try:
+        with file.open("rb") as opened:
+            if not opened.read(64).lstrip().startswith(b"["):
+                yield from (dict(line.values) for line in lines.read(file, field="FILE", text_key=None))
+                return
+        found = json.loads(file.read_bytes())
+    except OSError as error:
+        fail(f"FILE: got {file} ({error.strerror}), allowed: a file that can be read")
+    except ValueError as error:
+        fail(f"FILE: got {file} ({error}), allowed: an array in JSON, or JSON lines")
+    for item in found:
+        if not isinstance(item, dict):
+            fail(f"FILE: got {file} with {type(item).__name__} in its array, allowed: objects")
+        yield item

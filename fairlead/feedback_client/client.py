@@ -16,6 +16,8 @@ from fairlead.types import Message
 
 _API = "/v1/feedback"
 _TASKS_AT_ONCE = 200
+_FOREIGN_AT_ONCE = 100
+"""Each judgment is a commit of its own, so that many take seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,13 +233,50 @@ class FeedbackClient:
 
         Args:
             digest: of the snapshot.
-            form: `rankings`, `pairs`, `demonstrations` or `prompts`.
+            form: `rankings`, `pairs`, `demonstrations`, `prompts`, `argilla` or `label-studio`.
 
         Raises:
             Conflict: some were erased.
             FairleadError: see `Connection.request`.
         """
         return self._connection.request("GET", f"{_API}/snapshots/{quote(digest)}.{quote(form)}").body
+
+    def folder(self, digest: str, **about: object) -> bytes:
+        """Return a snapshot as a folder with a dataset card, in a ZIP file.
+
+        Args:
+            digest: of the snapshot.
+            **about: `license`, `title`, `languages`, `consent` and `withdrawal` of the API.
+
+        Raises:
+            Conflict: some of its judgments were erased.
+            FairleadError: see `Connection.request`.
+        """
+        return self._connection.request("POST", f"{_API}/snapshots/{quote(digest)}/folder", about).body
+
+    def bring_in(
+        self, tool: str, items: Iterable[Mapping[str, Any]], *, project: str | None = None
+    ) -> dict[str, int]:
+        """Add tasks and rankings of another tool; return how many `tasks` and `judgments` are new, and how
+        many judgments are `repeated`.
+
+        Args:
+            tool: `argilla` or `label-studio`.
+            items: records of Argilla, or tasks of Label Studio.
+            project: name of the project.
+
+        Raises:
+            InvalidInput: names the record or task, counted within 100 of them.
+            FairleadError: see `Connection.request`.
+        """
+        name = "records" if tool == "argilla" else "tasks"
+        counts = {"tasks": 0, "judgments": 0, "repeated": 0}
+        left = iter(items)
+        while part := list(islice(left, _FOREIGN_AT_ONCE)):
+            body = {name: [dict(item) for item in part]} | ({"project": project} if project else {})
+            for count, number in self.call("POST", f"/imports/{quote(tool)}", body).items():
+                counts[count] += number
+        return counts
 
     def _hand_in(self, assignment: str, body: Mapping[str, object]) -> Receipt:
         headers = {"idempotency-key": secrets.token_hex(16)}

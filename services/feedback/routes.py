@@ -89,6 +89,8 @@ ROUTES: Mapping[tuple[str, str], Need | None] = {
     ("GET", f"{API}/prompts"): SCREEN,
     ("PATCH", f"{API}/prompts/{{prompt}}"): SCREEN,
     ("POST", f"{API}/tasks"): LEAD,
+    ("POST", f"{API}/imports/argilla"): LEAD,
+    ("POST", f"{API}/imports/label-studio"): LEAD,
     ("GET", f"{API}/tasks"): LEAD,
     ("GET", f"{API}/tasks/{{task}}"): LEAD,
     ("PATCH", f"{API}/tasks/{{task}}"): LEAD,

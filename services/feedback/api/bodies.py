@@ -20,7 +20,7 @@ from services.runtime.http.json_limits import BodyLimits
 
 MAX_ITEMS = 1_000
 """Tasks or prompts of one request."""
-_LIMITS = BodyLimits(entries={"tasks": MAX_ITEMS, "prompts": MAX_ITEMS})
+_LIMITS = BodyLimits(entries=dict.fromkeys(("tasks", "prompts", "records"), MAX_ITEMS))
 
 IdempotencyKey = Annotated[
     str | None,
