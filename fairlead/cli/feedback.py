@@ -107,7 +107,7 @@ def serve(run: ConfigFile = None, config: ConfigOption = None, overrides: Overri
     help=with_examples(
         "Add a person and print the link that signs them in, once.",
         "fairlead feedback invite anna --address 127.0.0.1:8400",
-        "fairlead feedback invite ben --role reviewer --cohort heldout",
+        "fairlead feedback invite ben --role reviewer --cohort heldout --address 127.0.0.1:8400",
     ),
 )
 def invite(
@@ -142,7 +142,7 @@ def invite(
         "Add tasks from files of JSON lines: `prompt` and `responses`, as `fairlead generate --n 4` writes "
         "them. The same content again is the same task.",
         "fairlead feedback tasks answers.jsonl --address 127.0.0.1:8400",
-        "fairlead feedback tasks prompts.jsonl --kind write --overlap 2",
+        "fairlead feedback tasks prompts.jsonl --kind write --overlap 2 --address 127.0.0.1:8400",
     ),
 )
 def tasks(
@@ -163,7 +163,12 @@ def tasks(
     say(f"{sum(new)} new tasks, {len(new) - sum(new)} known before")
 
 
-@app.command("status", help="Show the progress of a project.")
+@app.command(
+    "status",
+    help=with_examples(
+        "Show the progress of a project.", "fairlead feedback status --address 127.0.0.1:8400"
+    ),
+)
 def status(address: Address, project: Project = None, as_json: Json = False) -> None:
     """Print progress."""
     with _client(address) as client:
@@ -206,8 +211,8 @@ def figures(
         "Make a snapshot of all judgments that may be trained on, write it as JSON lines (for Label Studio "
         "as JSON), and print its digest.",
         "fairlead feedback export --out rankings.jsonl --address 127.0.0.1:8400",
-        "fairlead feedback export --format demonstrations --out demonstrations.jsonl",
-        "fairlead feedback export --format argilla --out records.jsonl",
+        "fairlead feedback export --format demonstrations --out written.jsonl --address 127.0.0.1:8400",
+        "fairlead feedback export --format argilla --out records.jsonl --address 127.0.0.1:8400",
     ),
 )
 def export(
@@ -276,7 +281,7 @@ def card(
         "Bring in rankings of another tool with their authors: records of Argilla as JSON lines or JSON, or "
         "the JSON that Label Studio exports. The same file again adds nothing.",
         "fairlead feedback import argilla records.jsonl --address 127.0.0.1:8400",
-        "fairlead feedback import label-studio export.json",
+        "fairlead feedback import label-studio export.json --address 127.0.0.1:8400",
     ),
 )
 def bring_in(
@@ -317,7 +322,14 @@ def follow(
             time.sleep(_POLL_SECONDS)
 
 
-@app.command("verify", help="Check every entry of the log and every snapshot against its digest.")
+@app.command(
+    "verify",
+    help=with_examples(
+        "Check every entry of the log and every snapshot, and print the end of the log, which "
+        "proves later what came before.",
+        "fairlead feedback verify --address 127.0.0.1:8400",
+    ),
+)
 def verify(address: Address) -> None:
     """Verify the log and print its head, which proves later what came before."""
     with _client(address) as client:
