@@ -156,6 +156,8 @@ ROUTES: Mapping[tuple[str, str], Need | None] = {
     ("POST", "/tasks/{task}/change"): LEAD_PAGE,
     ("GET", "/projects/{project}/exports"): LEAD_PAGE,
     ("POST", "/projects/{project}/exports"): LEAD_PAGE,
+    ("GET", "/prompts"): REVIEW_PAGE,
+    ("POST", "/prompts/{prompt}"): REVIEW_PAGE,
     ("GET", "/people"): LEAD_PAGE,
     ("POST", "/people"): LEAD_PAGE,
     ("POST", "/people/{person}"): LEAD_PAGE,

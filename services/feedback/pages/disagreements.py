@@ -22,7 +22,7 @@ from services.feedback.pages.said import (
     fields,
     said,
 )
-from services.feedback.pages.task_page import Filled, prompt_of, text_of
+from services.feedback.pages.task_page import Filled, text_of, turns_of
 from services.feedback.reckoning import SHARED, disagreements, of_project
 from services.feedback.service import Service
 from services.feedback.store.judged import COUNTING, Entry
@@ -120,7 +120,7 @@ def decision_page(
         project=store.projects.get(known.project),
         task=known,
         offer=offer,
-        turns=prompt_of(offer),
+        turns=turns_of(offer.turns),
         answers=[text_of(text, chr(ord("A") + place)) for place, (_, text) in enumerate(offer.answers)],
         opinions=[_opinion(service, one, known) for one in newest if one.kind in COUNTING],
         skips=[(_name(service, one), (one.body or {})) for one in newest if one.kind == "skip"],

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
+from email import policy
+from email.parser import BytesParser
 
 from fastapi import Request
-from python_multipart import parse_form
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import Field as FormField
-from python_multipart.multipart import File as FormFile
 
 from fairlead.errors import InvalidInput
 from services.runtime.http.body import body_of
 from services.runtime.http.forms import form_of
 from services.runtime.large import in_thread_if_large
 
-_MAX_FIELDS = 2_000
+_MAX_FIELDS = 100
+"""Of a form with a file."""
 
 Fields = Mapping[str, Sequence[str]]
 """Values by the name of the field."""
@@ -80,27 +78,25 @@ async def read_form(request: Request) -> Form:
 
 
 def _multipart(kind: str, data: bytes) -> Form:
+    head = f"content-type: {kind}\r\n\r\n".encode("latin-1", "replace")
+    found = BytesParser(policy=policy.HTTP).parsebytes(head + data)
     pairs: list[tuple[str, str]] = []
     files: dict[str, bytes] = {}
-
-    def add_field(found: FormField) -> None:
-        if len(pairs) >= _MAX_FIELDS:
-            raise InvalidInput("body", got=f"more than {_MAX_FIELDS} fields", allowed="fewer")
-        name, value = found.field_name or b"", found.value or b""
-        pairs.append((name.decode("utf-8", "replace"), value.decode("utf-8", "replace")))
-
-    def add_file(found: FormFile) -> None:
-        found.file_object.seek(0)
-        files[(found.field_name or b"").decode("utf-8", "replace")] = found.file_object.read()
-        found.close()
-
-    headers = {"Content-Type": kind.encode(), "Content-Length": str(len(data)).encode()}
-    try:
-        parse_form(headers, BytesIO(data), add_field, add_file)
-    except (FormParserError, ValueError) as error:
-        raise InvalidInput("body", got=str(error), allowed="a form") from None
-    # Browsers send line breaks of texts as two characters.
-    return Form(_grouped([(name, value.replace("\r\n", "\n")) for name, value in pairs]), files)
+    parts = list(found.iter_parts()) if found.is_multipart() else []
+    if not parts or len(parts) > _MAX_FIELDS:
+        allowed = f"a form of 1 to {_MAX_FIELDS} fields"
+        raise InvalidInput("body", got=f"{len(data)} bytes with {len(parts)} fields", allowed=allowed)
+    for part in parts:
+        name = part.get_param("name", header="content-disposition")
+        content = part.get_payload(decode=True)
+        if not isinstance(name, str) or not isinstance(content, bytes):
+            raise InvalidInput("body", got="a part without a name", allowed="fields with names")
+        if part.get_filename() is not None:
+            files[name] = content
+        else:
+            # Browsers send line breaks of texts as two characters.
+            pairs.append((name, content.decode("utf-8", "replace").replace("\r\n", "\n")))
+    return Form(_grouped(pairs), files)
 
 
 def _grouped(pairs: Sequence[tuple[str, str]]) -> Fields:

@@ -15,6 +15,7 @@ from fastapi.responses import Response
 from markupsafe import Markup
 
 from fairlead.errors import NotFound
+from fairlead.types import Message
 from services.feedback.pages.differences import Part, differences
 from services.feedback.pages.form import Fields, Form
 from services.feedback.pages.home import own_counts
@@ -85,9 +86,9 @@ def text_of(raw: str, label: str = "") -> Text:
     return Text(raw, rendered(raw), label)
 
 
-def prompt_of(offer: Offer) -> list[Text]:
+def turns_of(turns: Sequence[Message]) -> list[Text]:
     """Return the turns of a prompt."""
-    return [text_of(turn.content, _SPEAKERS.get(turn.role, turn.role)) for turn in offer.turns]
+    return [text_of(turn.content, _SPEAKERS.get(turn.role, turn.role)) for turn in turns]
 
 
 def guideline_of(service: Service, project: str) -> tuple[Guideline, Markup] | None:
@@ -109,7 +110,7 @@ def task_page(
         400 if purpose.missing else 200,
         project=project,
         offer=offer,
-        turns=prompt_of(offer),
+        turns=turns_of(offer.turns),
         answers=answers,
         filled=Filled(filled),
         purpose=purpose,
