@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fairlead.types import Message
 from services.feedback.store import Store
@@ -24,9 +24,9 @@ ANSWERS = (
 2. Check the *photo of the delivery* in the tracking page.
 3. If it is still missing tomorrow, reply here and we send a new one.""",
     "Contact the carrier.",
-    """That should not happen. We have opened a search with the carrier, which takes up to three days.
-You need not do anything; we write to you as soon as we know more. If it is not found, you choose
-between a refund and a new parcel.""",
+    "That should not happen. We have opened a search with the carrier, which takes up to three days. You "
+    "need not do anything; we write to you as soon as we know more. If it is not found, you choose between a "
+    "refund and a new parcel.",
     """Parcels are often left with a neighbour. You can see the place in the app:
 
 ```
@@ -80,6 +80,9 @@ def populate(store: Store, *, tasks: int = 24) -> Scene:
         store.projects.add_guideline(known.id, text)
     chance = random.Random(7)
     store.tasks.add(known.id, [_task(number, 3 + number % 2) for number in range(tasks)])
+    gold = {"ranks": [1, 2, 3], "explanation": "The first answer names the next step."}
+    store.tasks.add(known.id, [replace(_task(200 + number, 3), why="gold", gold=gold) for number in range(2)])
+    store.prompts.add([NewPrompt((Message("user", "I am Eva, 030 123456."),), source="gateway", state="new")])
     people = [store.people.add(NewPerson("labeler", handle, active=True)).id for handle in LABELERS]
     store.people.add(NewPerson("labeler", "emil", cohort="heldout"))
     store.people.add(NewPerson("judge", "judge-7b"))
@@ -93,6 +96,7 @@ def populate(store: Store, *, tasks: int = 24) -> Scene:
     store.judgments.adjudicate(task.id, lead.id, Ranking(ranks, note="The first one names the next step."))
     store.accesses.add(lead.id, "export", snapshot)
     # The next tasks of anybody who comes new, of every kind.
+    store.tasks.add(known.id, [_task(300 + number, 3 + number % 2, priority=1) for number in range(3)])
     written = [("pair", 2), ("edit", 3), ("write", 0), ("prompt", 0)]
     for number, (kind, answers) in enumerate(written):
         store.tasks.add(known.id, [_task(100 + number, answers, kind=kind, priority=-number)])

@@ -134,6 +134,8 @@ ROUTES: Mapping[tuple[str, str], Need | None] = {
     ("GET", "/projects/{project}/guidelines"): OWN_PAGE,
     ("POST", "/projects/{project}/guidelines/{version}/reading"): OWN_PAGE,
     ("POST", "/projects/{project}/guidelines"): LEAD_PAGE,
+    ("GET", "/projects/{project}/quiz"): OWN_PAGE,
+    ("POST", "/projects/{project}/quiz"): OWN_PAGE,
     ("POST", "/projects/{project}/next"): WORK_PAGE,
     ("GET", "/assignments/{assignment}"): WORK_PAGE,
     ("POST", "/assignments/{assignment}"): WORK_PAGE,

@@ -1,4 +1,4 @@
-"""The pages of the feedback service in Chromium: by keys, Tab and touch, without JavaScript, and hostile texts.
+"""The pages of the feedback service in Chromium: by keys, Tab and touch, without a script, and hostile texts.
 
 Skipped where there is no browser.
 """
@@ -72,7 +72,7 @@ def ranks_shown(entry: Entry) -> list[int]:
     return [body["ranks"][answer] for answer in body["shown"]]
 
 
-async def test_rank_by_keys_alone(pages: Pages) -> None:
+async def test_rank_by_keys_only(pages: Pages) -> None:
     async with chromium() as browser:
         page = await tab(browser, pages.http.address, pages.cookie, **WIDE)
         answers = await start(page)
@@ -98,18 +98,16 @@ async def test_rank_by_keys_alone(pages: Pages) -> None:
 
 
 @pytest.mark.slow
-async def test_rank_by_tab_and_space_alone(pages: Pages) -> None:
+async def test_rank_by_tab_and_space_only(pages: Pages) -> None:
     async with chromium() as browser:
         page = await tab(browser, pages.http.address, pages.cookie, **WIDE)
         answers = await start(page)
-        focused = "() => document.activeElement.name ?? ''"
-        for place in range(1, answers + 1):
-            while await page.evaluate(focused) != f"place-{place}":
+        for field in (*(f"place-{place}" for place in range(1, answers + 1)), "action"):
+            for _ in range(40):
                 await page.keyboard.press("Tab")
+                if await page.evaluate("() => document.activeElement.name ?? ''") == field:
+                    break
             await page.keyboard.press("Space")
-        while await page.evaluate("() => document.activeElement.value ?? ''") != "hand_in":
-            await page.keyboard.press("Tab")
-        await page.keyboard.press("Space")
         await page.wait_for_selector("text=Handed in")
         assert ranks_shown(pages.said()[0]) == [1] * answers
 
@@ -165,13 +163,17 @@ def paths_of(pages: Pages) -> dict[str, list[str]]:
     decided = next(one.task for one in store.log.entries() if one.kind == "adjudication")
     judged = next(one.id for one in store.log.entries() if one.kind == "judgment")
     judge = store.people.get(next(one.person or "" for one in store.log.entries() if one.id == judged))
-    own = ["/projects/default/mine", "/projects/default/guidelines?version=2&since=1"]
+    own = [
+        "/projects/default/quiz",
+        "/projects/default/mine",
+        "/projects/default/guidelines?version=2&since=1",
+    ]
     lead = ("overview", "agreement", "labelers", "bias", "disagreements", "tasks", "exports", "guidelines")
     return {
         "": ["/sign-in", "/about"],
         "zoe": ["/", *own, *(f"/assignments/{one.assignment.id}" for one in offers if one)],
         judge.handle or "": [f"/judgments/{judged}", "/projects/default/mine"],
-        "lena": ["/", "/people", "/audit?verify=yes", "/nothing", f"/tasks/{decided}"]
+        "lena": ["/", "/people", "/prompts", "/audit?verify=yes", "/nothing", f"/tasks/{decided}"]
         + [f"/projects/default/{name}" for name in lead],
     }
 

@@ -14,6 +14,7 @@ from fastapi.responses import Response
 from fairlead import judgments
 from fairlead.judgments import Judgment, LabelerFigures, LengthBias
 from fairlead.judgments.labelers import LAST_TASKS, LOWEST_AGREEMENT
+from services.feedback.gold import gold_of
 from services.feedback.identity import CurrentIdentity
 from services.feedback.pages.page import Renderer, routes
 from services.feedback.pages.said import SKIP_REASONS
@@ -49,6 +50,8 @@ class LabelerRow:
     """How often they prefer the longer answer."""
     first_shown: float | None
     """Share of their best answers that were shown first, times the number of answers: 1 without a bias."""
+    gold: Sequence[bool]
+    """Of questions with known answers: whether they ranked them as accepted."""
 
 
 def router(service: Service, renderer: Renderer) -> APIRouter:
@@ -136,6 +139,10 @@ def labeler_rows(service: Service, project: Project) -> list[LabelerRow]:
     own: dict[str, list[Judged]] = defaultdict(list)
     for one in judged:
         own[one.entry.person or ""].append(one)
+    gold: dict[str, list[bool]] = defaultdict(list)
+    for one in rankings(service, project.id, ("gold",)):
+        if (accepted := gold_of(one.task)) is not None:
+            gold[one.entry.person or ""].append(accepted.accepts(one.judgment.ranks))
     rows = [
         LabelerRow(
             person=people[counts.person],
@@ -144,6 +151,7 @@ def labeler_rows(service: Service, project: Project) -> list[LabelerRow]:
             seconds=_median_seconds(own[counts.person]),
             longer=judgments.length_bias([one.judgment for one in own[counts.person]], seed=SEED),
             first_shown=_first_shown([one.judgment for one in own[counts.person]]),
+            gold=gold[counts.person],
         )
         for counts in service.store.figures.labelers(project.id)
     ]

@@ -11,6 +11,7 @@ from services.feedback.pages.differences import differences
 from services.feedback.pages.form import read_form
 from services.feedback.pages.markdown import rendered
 from services.feedback.pages.page import Renderer, routes
+from services.feedback.pages.quiz import questions
 from services.feedback.service import Service
 
 
@@ -42,6 +43,8 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
                 before=before,
                 parts=parts,
                 read={one.version: one.at for one in readings},
+                quizzed={one.version: one.quiz for one in readings if one.quiz is not None},
+                has_quiz=bool(questions(service, known.id, identity.worker.id)),
             )
 
         return await run(build)

@@ -89,7 +89,13 @@ class Tasks:
             return require_task(connection, task)
 
     def page(
-        self, project: str, *, after: int = 0, state: str | None = None, review: bool = False
+        self,
+        project: str,
+        *,
+        after: int = 0,
+        state: str | None = None,
+        review: bool = False,
+        why: str | None = None,
     ) -> list[Task]:
         """Return tasks in the order of their numbers, at most a page of them.
 
@@ -98,17 +104,19 @@ class Tasks:
             after: number of the last task of the page before.
             state: only `open`, `closed` or `withdrawn` ones.
             review: only those that a reviewer has to look at.
+            why: only those that were chosen for this reason.
         """
+        given = {name: value for name, value in (("state", state), ("why", why)) if value is not None}
         with self._context.database.reading() as connection:
             rows = connection.run(
                 "SELECT * FROM task WHERE project = :project AND number > :after"
-                + (" AND state = :state" if state else "")
+                + "".join(f" AND {name} = :{name}" for name in given)
                 + (" AND review IS NOT NULL" if review else "")
                 + " ORDER BY number LIMIT :limit",
                 project=project,
                 after=after,
                 limit=self._context.limits.page,
-                **({"state": state} if state else {}),
+                **given,
             )
             return tasks_of(connection, rows)
 

@@ -20,6 +20,7 @@ from tests.feedback_pages import Document, Page, Visitor, check_page
 from tests.feedback_service import Feedback, feedback, task
 
 LEAD_PAGES = (
+    "/prompts",
     "/projects/default/overview",
     "/projects/default/agreement",
     "/projects/default/labelers",
@@ -31,13 +32,14 @@ LEAD_PAGES = (
     "/audit",
     "/audit?verify=yes",
 )
-OWN_PAGES = ("/", "/projects/default/mine", "/projects/default/guidelines")
+OWN_PAGES = ("/projects/default/quiz", "/", "/projects/default/mine", "/projects/default/guidelines")
 
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Feedback]:
     kinds = ["rank", "pair", "write", "edit", "prompt"]
-    async with feedback(tmp_path, project__kinds=kinds, project__overlap=2, project__shared_share=1) as found:
+    shares = {"project__shared_share": 1, "project__gold_share": 1}
+    async with feedback(tmp_path, project__kinds=kinds, project__overlap=2, **shares) as found:
         yield found
 
 
@@ -248,6 +250,54 @@ async def test_pages_of_leads_with_and_without_judgments(service: Feedback) -> N
     assert "Everything verifies" in page.html
     for page in (*lead.pages, *dora.pages):
         check_page(page)
+
+
+async def test_quiz_and_screening(service: Feedback) -> None:
+    gold = {"why": "gold", "gold": {"ranks": [1, 2, 2], "explanation": "It is <b>short</b>."}}
+    await service.local.post("/tasks", {"tasks": [task(n, **gold) for n in range(2)]})
+    store = service.service.store
+    project = store.projects.get("default").id
+    lead = Visitor(service.address)
+    await lead.sign_in("lead")
+    await lead.post("/projects/default/guidelines", text="Prefer short answers.")
+    assert "Take the quiz" in (await lead.get("/projects/default/guidelines")).html
+    quiz = await lead.get("/projects/default/quiz")
+    shown = [one.text.strip() for one in quiz.document.all("div", class_="rendered")]
+    assert "short" not in quiz.html, "nothing is explained before"
+    ranks = {}
+    for question, texts in enumerate((shown[1:4], shown[5:8]), start=1):
+        for place, text in enumerate(texts, start=1):
+            # The first answer of the import is accepted; the order of the others is open.
+            ranks[f"place-{question}-{place}"] = "1" if text.endswith(" 0") else str(place + 1)
+    wrong = dict.fromkeys(ranks, "1")
+    checked = await lead.post("/projects/default/quiz", *(ranks | dict(list(wrong.items())[:3])).items())
+    assert "1 of 2 right" in checked.html
+    assert checked.html.count("It is &lt;b&gt;short&lt;/b&gt;.") == 2
+    assert "2 of 2 right" in (await lead.post("/projects/default/quiz", *ranks.items())).html
+    assert "0 of 2 right" in (await lead.post("/projects/default/quiz")).html
+    reader = store.people.by_handle("lead").id
+    assert store.projects.readings(project, reader)[-1].quiz == 1.0
+    page = await lead.post("/projects/default/next")
+    texts = [one.text for one in page.document.all("pre", class_="raw")][1:]
+    order = [1 if text.endswith(" 0") else 2 for text in texts]
+    await lead.post(page.path, *places(page, *order), **page.hidden())
+    assert "<td>1 of 1</td>" in (await lead.get("/projects/default/labelers")).html
+
+    collected = [{"prompt": text, "state": "new"} for text in ("call 030 123456", "fine", "no")]
+    ids = [one["id"] for one in (await service.local.post("/prompts", {"prompts": collected}))["prompts"]]
+    assert "call 030 123456" in (await lead.get("/prompts")).html
+    fields = {"decision": "mask", "turn_1": "call [PHONE]"}
+    await lead.post(f"/prompts/{ids[0]}", **fields)
+    await lead.post(f"/prompts/{ids[1]}", decision="accept")
+    done = await lead.post(f"/prompts/{ids[2]}", decision="reject")
+    assert "Nothing waits" in done.html
+    assert (await lead.post(f"/prompts/{ids[2]}", decision="keep")).status == 400
+    turns = {one.turns[0].content: one.state for one in store.prompts.page()}
+    assert turns["call [PHONE]"] == turns["fine"] == "screened"
+    assert turns["no"] == "rejected"
+    assert "call 030 123456" not in turns
+    for one in lead.pages:
+        check_page(one)
 
 
 def upload(address: str, body: str, headers: dict[str, str]) -> tuple[int, str | None]:
