@@ -38,7 +38,7 @@ def _flagged(answers: int, overlap: int, shared: int, *, seed: int) -> list[str]
     """Return the habits of the labelers that are flagged in one project."""
     rng = random.Random(seed)
     worths = [[rng.gauss(0, 1) for _ in range(answers)] for _ in range(LABELERS * shared // overlap)]
-    noise = noise_for(AGREEMENT, worths[:200])
+    noise = noise_for(AGREEMENT, worths[:100])
     habits = ("random", "backwards", *["honest"] * (LABELERS - 2))
     known = [
         HabitualLabeler(f"{habit} {number}", seed, habit, noise, worth=_number)  # type: ignore[arg-type]

@@ -27,13 +27,13 @@ def tasks(count: int, *, answers: int) -> list[Task]:
 
 @pytest.mark.parametrize("tie_below", [0.0, 0.4])
 def test_honest_labelers_have_the_agreement_that_the_noise_is_for(tie_below: float):
-    asked = tasks(400, answers=4)
+    asked = tasks(250, answers=4)
     worths = [[gold_worth(prompt, text) for text in texts] for prompt, texts in asked]
     for wanted in (0.66, 0.75):
-        noise = noise_for(wanted, worths, tie_below=tie_below)
+        noise = noise_for(wanted, worths[:100], tie_below=tie_below)
         known = [HabitualLabeler(f"labeler {n}", 3, noise=noise, tie_below=tie_below) for n in range(4)]
         found = agreement(overlapping(known, asked, overlap=3, seed=0), seed=0)
-        assert found.rate == pytest.approx(wanted, abs=0.02)
+        assert found.rate == pytest.approx(wanted, abs=0.025)
         assert found.tied is not None
         assert found.tied == 0 if tie_below == 0 else 0.15 < found.tied < 0.5
     with pytest.raises(InvalidInput, match=r"agreement: got 0\.99, allowed: between 0\.50 and"):

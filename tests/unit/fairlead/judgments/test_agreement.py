@@ -157,7 +157,7 @@ def test_agreement_equals_a_loop_over_every_two_labelers(seed: int):
 
 
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_agreement_depends_on_neither_names_nor_order(seed: int):
     rng = random.Random(seed)
     found = judgments(rng, tasks=4, labelers=3, answers=3)
@@ -205,7 +205,7 @@ def test_interval_of_agreement_covers_the_truth_in_95_percent_of_projects():
     many = worths(50_000)
     truth = np.prod(np.sign(many[..., first] - many[..., second]), axis=1).mean() / 2 + 0.5
     covered = 0
-    for seed in range(40):
+    for seed in range(25):
         found = [
             Judgment(str(task), str(labeler), dict(zip("abcd", own.tolist(), strict=True)))
             for task, both in enumerate(worths(50))
@@ -214,7 +214,7 @@ def test_interval_of_agreement_covers_the_truth_in_95_percent_of_projects():
         interval = agreement(found, seed=seed).interval
         assert interval is not None
         covered += interval[0] <= truth <= interval[1]
-    assert 35 <= covered <= 40
+    assert 21 <= covered <= 25
 
 
 def test_judgment_refuses_what_cannot_be_compared():

@@ -68,17 +68,15 @@ def test_worths_equal_those_of_choix_and_evalica(seed: int):
 
 
 def test_plackett_luce_equals_choix_over_every_order_of_ties():
-    given_rankings = [*rankings(0, count=3, size=4), {"a": 1.0, "b": 2.0, "c": 2.0, "d": 2.0}]
-    most = math.factorial(4)
+    given_rankings = [*rankings(0, count=6, size=3), {"a": 1.0, "b": 2.0, "c": 2.0, "d": 2.0}]
+    most = math.factorial(3)
     every = [order for ranks in given_rankings for order in orders(ranks) * (most // len(orders(ranks)))]
     expected = choix.ilsr_rankings(len(ITEMS), every, alpha=0.0, tol=1e-12, max_iter=1000)
     assert values(plackett_luce(given_rankings)) == pytest.approx(expected, abs=1e-6)
-    with_prior = choix.opt_rankings(len(ITEMS), every, alpha=most * 0.25, tol=1e-12)
-    assert values(plackett_luce(given_rankings, precision=0.5)) == pytest.approx(with_prior, abs=1e-6)
 
 
 @given(seed=st.integers(0, 10**6), precision=st.sampled_from([0.0, 0.5]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_both_models_are_equal_for_rankings_of_two(seed: int, precision: float):
     pairs = rankings(seed, count=15, size=2)
     found, other = bradley_terry(pairs, precision=precision), plackett_luce(pairs, precision=precision)
