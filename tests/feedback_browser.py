@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 CHROMIUM = shutil.which("chromium")
-AXE_FOLDERS = (Path(os.environ.get("FAIRLEAD_AXE", "node_modules")), Path("/usr/lib/node_modules"))
+AXE_FOLDERS = (Path(os.environ.get("AXE_NODE_MODULES", "node_modules")), Path("/usr/lib/node_modules"))
 
 HIDDEN_FOCUS = """() => {
   const active = document.activeElement, found = active.closest('label') ?? active;
@@ -48,11 +48,11 @@ AXE = """async () => (await axe.run()).violations.map((one) =>
 
 
 def axe_source() -> str:
-    """Return axe-core of the folder FAIRLEAD_AXE, or of node_modules; skip the test without it."""
+    """Return axe-core of the folder AXE_NODE_MODULES, or of node_modules; skip the test without it."""
     for folder in AXE_FOLDERS:
         if (file := folder / "axe-core" / "axe.min.js").exists():
             return file.read_text()
-    pytest.skip("axe-core is not installed: npm install axe-core, and set FAIRLEAD_AXE to its node_modules")
+    pytest.skip("there is no axe-core: npm install axe-core, and set AXE_NODE_MODULES to its node_modules")
 
 
 @asynccontextmanager

@@ -128,6 +128,8 @@ function go(place) {
   if (!answers.length) return;
   current = Math.min(Math.max(place, 0), answers.length - 1);
   answers[current].focus();
+  // A long answer fills the window: its places must be seen too.
+  answers[current].querySelector(".place")?.scrollIntoView({ block: "nearest" });
 }
 
 for (const [place, answer] of answers.entries()) {
