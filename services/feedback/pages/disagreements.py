@@ -20,6 +20,7 @@ from services.feedback.pages.said import (
     UNACCEPTABLE,
     Incomplete,
     fields,
+    layout_of,
     said,
 )
 from services.feedback.pages.task_page import Filled, text_of, turns_of
@@ -119,7 +120,7 @@ def decision_page(
         400 if missing else 200,
         project=store.projects.get(known.project),
         task=known,
-        offer=offer,
+        layout=layout_of(offer),
         turns=turns_of(offer.turns),
         answers=[text_of(text, chr(ord("A") + place)) for place, (_, text) in enumerate(offer.answers)],
         opinions=[_opinion(service, one, known) for one in newest if one.kind in COUNTING],

@@ -55,6 +55,11 @@ class Incomplete(FairleadError):
     """The field to go to, and what is wrong."""
 
 
+def layout_of(offer: Offer) -> str:
+    """Return how a task is asked: its kind, but with two answers to rank as for a pair."""
+    return "pair" if offer.kind == "rank" and len(offer.answers) == 2 else offer.kind
+
+
 def said(form: Form, offer: Offer) -> Said:
     """Return what a form says.
 
@@ -63,7 +68,7 @@ def said(form: Form, offer: Offer) -> Said:
     """
     common: dict[str, Any] = {"note": form.one("note"), "seconds": seconds(form)}
     ids = [answer for answer, _ in offer.answers]
-    if offer.kind == "pair":
+    if layout_of(offer) == "pair":
         return Ranking(
             ranks=_pair_ranks(form, ids), flags=_pair_flags(form, ids), **_strength(form), **common
         )
@@ -91,7 +96,7 @@ def fields(body: Mapping[str, Any], offer: Offer) -> Fields:
             "own": ["yes"],
         }
     ranks, ratings, flags = body["ranks"], body.get("ratings", {}), body.get("flags", {})
-    if offer.kind == "pair":
+    if layout_of(offer) == "pair":
         first, second = (ranks[answer] for answer in ids)
         verdict = "tie" if first == second else "1" if first < second else "2"
         bad = all(UNACCEPTABLE in flags.get(answer, ()) for answer in ids)

@@ -21,7 +21,14 @@ from services.feedback.pages.form import Fields, Form
 from services.feedback.pages.home import own_counts
 from services.feedback.pages.markdown import rendered
 from services.feedback.pages.page import Renderer
-from services.feedback.pages.said import FLAGS, QUALITIES, SKIP_REASONS, STRENGTHS, UNACCEPTABLE
+from services.feedback.pages.said import (
+    FLAGS,
+    QUALITIES,
+    SKIP_REASONS,
+    STRENGTHS,
+    UNACCEPTABLE,
+    layout_of,
+)
 from services.feedback.service import Service
 from services.feedback.store.records import PLAIN_TEXT, Guideline, Offer, Person
 
@@ -105,11 +112,12 @@ def task_page(
     project = store.projects.get(store.tasks.get(offer.assignment.task).project)
     answers = [text_of(text, chr(ord("A") + place)) for place, (_, text) in enumerate(offer.answers)]
     return renderer.page(
-        _TEMPLATES[offer.kind],
+        _TEMPLATES[layout_of(offer)],
         person,
         400 if purpose.missing else 200,
         project=project,
         offer=offer,
+        layout=layout_of(offer),
         turns=turns_of(offer.turns),
         answers=answers,
         filled=Filled(filled),

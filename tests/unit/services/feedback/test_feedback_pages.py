@@ -106,6 +106,7 @@ async def test_a_task_is_ranked_revised_and_skipped_without_a_script(service: Fe
 
 async def test_other_kinds_of_tasks_and_the_words_that_differ(service: Feedback) -> None:
     added = [
+        task(0, k=2, priority=5),
         task(1, k=2, kind="pair", priority=4),
         task(2, k=0, kind="write", priority=3),
         task(3, k=2, kind="edit", priority=2),
@@ -114,7 +115,11 @@ async def test_other_kinds_of_tasks_and_the_words_that_differ(service: Feedback)
     await service.local.post("/tasks", {"tasks": added})
     anna = Visitor(service.address)
     await anna.sign_in("anna")
-    pair = await anna.post("/projects/default/next")
+    two = await anna.post("/projects/default/next")
+    pair = await anna.post(two.path, verdict="tie", strength="2", **two.hidden())
+    body = dict(service.service.store.log.entries()[-1].body or {})
+    assert (set(body["ranks"].values()), body["strength"]) == ({1}, None)
+    pair = await anna.get(pair.path.partition("?")[0])
     assert (await anna.post(pair.path, **pair.hidden())).status == 400
     compared = await anna.get(f"{pair.path}/comparison?first=1&second=2")
     assert compared.document.all("ins")[-1].text in "01"
