@@ -25,6 +25,7 @@ from fairlead.config.serving import PolicySection
 from fairlead.nn.loading import load_tokenizer
 from services.gateway.app import make_app
 from services.gateway.backend import Backend
+from services.gateway.collection import collector_of
 from services.gateway.exchange_log import ExchangeLog
 from services.policy.requests import encode
 from services.policy.servicer import SERVICE_NAME, PolicyServicer, wire_limits
@@ -197,6 +198,9 @@ async def gateway(
         log = ExchangeLog(config.gateway) if config.gateway.chat_log else None
         if log is not None:
             stack.callback(log.close)
+        collector = collector_of(config, metrics.CollectMetrics(registry))
+        if collector is not None:
+            await stack.enter_async_context(collector)
         app = make_app(
             backend,
             config.gateway,
@@ -204,6 +208,7 @@ async def gateway(
             access=access,
             access_log=config.observe.access_log,
             exchange_log=log,
+            collector=collector,
             registry=registry,
         )
         serving = asyncio.create_task(server.serve(app))

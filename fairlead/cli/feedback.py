@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fairlead.cli.feedback_options import Address, Project, client_of
+from fairlead.cli.feedback_sample import sample
 from fairlead.cli.output import (
     ConfigFile,
     ConfigOption,
@@ -27,7 +29,7 @@ from fairlead.cli.serve import Service
 from fairlead.cli.serve import serve as serve_service
 
 if TYPE_CHECKING:
-    from fairlead.feedback_client import FeedbackClient
+    pass
 
 _POLL_SECONDS = 2.0
 
@@ -36,18 +38,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="People in the loop: rank answers, write demonstrations, agree, export (docs/feedback.md).",
 )
-
-Address = Annotated[
-    str,
-    typer.Option(
-        "--address",
-        envvar="FAIRLEAD_FEEDBACK",
-        metavar="HOST:PORT",
-        help="Address of the service, or the URL under which it is published. The API key is in "
-        "FAIRLEAD_API_KEY.",
-    ),
-]
-Project = Annotated[str | None, typer.Option("--project", help="Name of the project.")]
 
 
 class Role(StrEnum):
@@ -119,7 +109,7 @@ def invite(
     ] = Cohort.TRAIN,
 ) -> None:
     """Add a person, or find one of this name, and print a new link."""
-    with _client(address) as client:
+    with client_of(address) as client:
         known = next(
             (one for one in client.call("GET", "/people")["people"] if one["handle"] == handle), None
         )
@@ -158,9 +148,19 @@ def tasks(
     """Read the files and add their tasks."""
     given = {"kind": kind, "overlap": overlap, "priority": priority}
     fields = {name: value for name, value in given.items() if value is not None}
-    with _client(address) as client:
+    with client_of(address) as client:
         new = [one for file in files for one in client.add_tasks(_tasks(file, fields), project=project)]
     say(f"{sum(new)} new tasks, {len(new) - sum(new)} known before")
+
+
+app.command(
+    "sample",
+    help=with_examples(
+        "Turn accepted prompts of the deployed policy into tasks: sample answers of the policy as it is now.",
+        "fairlead feedback sample --policy 127.0.0.1:5001 --k 4 --count 100 --address 127.0.0.1:8400",
+        "fairlead feedback sample --policy a:5001 --random-share 0.5 --reward b:5002 --address c:8400",
+    ),
+)(sample)
 
 
 @app.command(
@@ -171,7 +171,7 @@ def tasks(
 )
 def status(address: Address, project: Project = None, as_json: Json = False) -> None:
     """Print progress."""
-    with _client(address) as client:
+    with client_of(address) as client:
         found = client.figures("progress", project=project)
     if as_json:
         typer.echo(json.dumps(found))
@@ -201,7 +201,7 @@ def figures(
     project: Project = None,
 ) -> None:
     """Print figures."""
-    with _client(address) as client:
+    with client_of(address) as client:
         typer.echo(json.dumps(client.figures(name, project=project), indent=1, ensure_ascii=False))
 
 
@@ -232,7 +232,7 @@ def export(
         Form.LABEL_STUDIO: ["rank", "pair"],
     }
     wanted: dict[str, Any] = {"kinds": kinds[form], "cohorts": [cohort.value]}
-    with _client(address) as client:
+    with client_of(address) as client:
         snapshot = client.snapshot(**wanted, **({"project": project} if project else {}))
         data = client.export(snapshot["digest"], form.value)
     aside = out.with_name(f".{out.name}.{os.getpid()}")
@@ -266,7 +266,7 @@ def card(
         fail(f"--out: got {out}, allowed: a folder that is absent or empty")
     wanted: dict[str, Any] = {"kinds": ["rank", "pair", "write", "edit"], "cohorts": [*Cohort]}
     about = {"license": license_, "title": title, "languages": language or ["en"], "withdrawal": withdrawal}
-    with _client(address) as client:
+    with client_of(address) as client:
         snapshot = client.snapshot(**wanted, **({"project": project} if project else {}))
         data = client.folder(snapshot["digest"], **about)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -291,7 +291,7 @@ def bring_in(
     project: Project = None,
 ) -> None:
     """Read the file and add what is in it."""
-    with _client(address) as client:
+    with client_of(address) as client:
         found = client.bring_in(tool.value, _foreign(file), project=project)
     say(f"{found['tasks']} new tasks, {found['judgments']} new judgments, {found['repeated']} known before")
 
@@ -314,7 +314,7 @@ def follow(
     from fairlead.feedback_client.follow import RankingsFile
 
     file = RankingsFile(out, project=project)
-    with _client(address) as client:
+    with client_of(address) as client:
         while True:
             file.append_new(client)
             if once:
@@ -332,20 +332,11 @@ def follow(
 )
 def verify(address: Address) -> None:
     """Verify the log and print its head, which proves later what came before."""
-    with _client(address) as client:
+    with client_of(address) as client:
         found = client.call("GET", "/log/verification")
     head = found["head"]
     typer.echo(f"{head['seq']} entries, {found['erased']} erased, {found['snapshots']} snapshots: in order")
     typer.echo(head["id"])
-
-
-def _client(address: str) -> FeedbackClient:
-    from fairlead.config import load
-    from fairlead.feedback_client import FeedbackClient
-
-    config = load()
-    tls = config.tls if config.tls.on else None
-    return FeedbackClient(address, tls=tls, allow_insecure=config.keys.allow_insecure)
 
 
 def _tasks(file: Path, fields: Mapping[str, object]) -> Iterator[dict[str, Any]]:

@@ -25,6 +25,12 @@ def _project_name(text: str) -> str:
     return text
 
 
+def _function_or_none(text: str) -> str:
+    if text and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
+        raise ValueError("module:function")
+    return text
+
+
 def _without_password(text: str) -> str:
     if "://" in text:
         parts = urlsplit(text)
@@ -70,6 +76,30 @@ class ProjectSection(Section):
         return self
 
 
+class CollectSection(Section):
+    """Which prompts of the deployed policy are kept, of those that a gateway hands in (`gateway.collect`)."""
+
+    share: float = Field(default=1.0, ge=0, le=1)
+    """Share of the exchanges that are looked at, drawn at random; of the others only their number is kept."""
+    per_user: int = Field(default=200, ge=1)
+    """Most prompts of one end user (`user` of a request) of one API key. Requests without `user` count as one
+    user of their key."""
+    per_key: int = Field(default=20_000, ge=1)
+    """Most prompts of one API key of the gateway, so that no caller dominates."""
+    similarity: float = Field(default=0.8, gt=0.5, le=1)
+    """Prompts whose texts are at least as similar as this to one that is there are left out: the estimated
+    share of common runs of five characters."""
+    prefix_characters: int = Field(default=300, ge=0)
+    """Prompts that begin with the same characters, as many as this, are left out, as in InstructGPT. 0: no
+    such rule."""
+    keep_days: float = Field(default=90.0, gt=0)
+    """Days after which a prompt that nobody has screened is deleted."""
+    detector: Annotated[str, AfterValidator(_function_or_none)] = ""
+    """Python function `module:function` that finds more personal data than the patterns do: it gets a text
+    and returns a list of (start, end, kind), where the kind is a word such as `NAME`. If it fails, the
+    prompt is not kept."""
+
+
 class FeedbackSection(HttpSection):
     """The feedback service: an HTTP API, and pages, where people and programs rank answers and write
     demonstrations.
@@ -82,10 +112,10 @@ class FeedbackSection(HttpSection):
     store: Annotated[str, AfterValidator(_without_password)] = ""
     """Where everything is kept: a SQLite file on a disk of this machine (not on a network file system), or
     `postgresql://user@host/database`. Empty: `feedback.db` in the run's folder."""
-    max_prompts_per_user: int = Field(default=200, ge=0)
-    """Prompts that are collected of one end user of the deployed policy, as in InstructGPT."""
     project: ProjectSection = ProjectSection()
     """Defaults of the first project."""
+    collect: CollectSection = CollectSection()
+    """Prompts of the deployed policy."""
 
     @model_validator(mode="after")
     def _check_replicas(self) -> Self:

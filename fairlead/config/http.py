@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from fairlead.config.base import Section
 
@@ -91,3 +91,20 @@ class GatewaySection(HttpSection):
     process id."""
     chat_log_files: int = Field(default=10, ge=1, le=10_000)
     """Number of older files of the chat log to keep, `<file>.1`, `.2` and so on, of 64 MiB each."""
+    collect: Literal["off", "asked", "notice"] = "off"
+    """Which prompts of /v1/chat/completions go to the feedback service at `feedback.addresses`: none (`off`);
+    those of requests with `store: true` (`asked`); those of all requests but the ones with `store: false`,
+    because users were informed (`notice`). See docs/feedback.md."""
+    collect_notice: str = Field(default="", max_length=100, pattern=r"^[!-~]*$")
+    """Version of the notice that users have been given, such as `2026-11`; it is kept with each prompt.
+    Required for `notice`."""
+    collect_queue: int = Field(default=1_000, ge=1, le=100_000)
+    """Exchanges that wait for the feedback service. Further ones are dropped and counted; no caller waits."""
+
+    @model_validator(mode="after")
+    def _check_collect(self) -> Self:
+        if self.collect == "notice" and not self.collect_notice:
+            raise ValueError('`collect = "notice"` needs `collect_notice`, the version of the notice')
+        if self.collect == "off" and self.collect_notice:
+            raise ValueError('`collect_notice` has no effect with `collect = "off"`: set `collect` too')
+        return self

@@ -138,6 +138,20 @@ class FeedbackClient:
             for added in self.call("POST", "/tasks", body)["tasks"]:
                 yield bool(added["new"])
 
+    def hand_in_exchanges(self, exchanges: Sequence[Mapping[str, Any]], *, key: str) -> None:
+        """Hand in exchanges of the deployed policy whose users agreed, at most 100.
+
+        Args:
+            exchanges: as in the API.
+            key: random; a batch of the same key counts once.
+
+        Raises:
+            InvalidInput: names the field of the exchange.
+            FairleadError: see `Connection.request`.
+        """
+        headers = {"idempotency-key": key}
+        self._connection.request("POST", f"{_API}/exchanges", {"exchanges": exchanges}, headers=headers)
+
     def next(self, *, project: str | None = None, kinds: Sequence[str] | None = None) -> Task | None:
         """Return the task that this labeler works on, or a new one; None if there is nothing to do now.
 

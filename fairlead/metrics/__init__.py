@@ -7,7 +7,14 @@ which keep the names of the ecosystem. A test compares docs/metrics.md with this
 
 from __future__ import annotations
 
-from fairlead.metrics.edge import AccessMetrics, GatewayMetrics, ProcessMetrics, ServerMetrics, TlsMetrics
+from fairlead.metrics.edge import (
+    AccessMetrics,
+    CollectMetrics,
+    GatewayMetrics,
+    ProcessMetrics,
+    ServerMetrics,
+    TlsMetrics,
+)
 from fairlead.metrics.feedback import FeedbackMetrics
 from fairlead.metrics.loop import PHASES, TrainerMetrics, WorkerMetrics
 from fairlead.metrics.models import BatcherMetrics, PolicyMetrics, RewardMetrics, WeightsMetrics
@@ -17,6 +24,7 @@ __all__ = [
     "PHASES",
     "AccessMetrics",
     "BatcherMetrics",
+    "CollectMetrics",
     "FeedbackMetrics",
     "GatewayMetrics",
     "PolicyMetrics",
@@ -40,6 +48,7 @@ AREAS = (
     WeightsMetrics,
     WorkerMetrics,
     GatewayMetrics,
+    CollectMetrics,
     FeedbackMetrics,
     TrainerMetrics,
 )

@@ -117,3 +117,23 @@ class GatewayMetrics:
         self.in_flight = Gauge(
             "fairlead_gateway_in_flight_requests", "Requests being answered.", registry=registry
         )
+
+
+class CollectMetrics:
+    """Exchanges that a gateway sends to the feedback service."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.sent = Counter(
+            "fairlead_gateway_exchanges_sent_total",
+            "Exchanges that the feedback service has taken.",
+            registry=registry,
+        )
+        self.dropped = Counter(
+            "fairlead_gateway_exchanges_dropped_total",
+            "Exchanges that were not sent, by reason: queue_full, too_large, refused, stopped.",
+            ["reason"],
+            registry=registry,
+        )
+        self.waiting = Gauge(
+            "fairlead_gateway_exchanges_waiting", "Exchanges that wait to be sent.", registry=registry
+        )

@@ -66,8 +66,8 @@ class FeedbackMetrics:
         )
         self.exchanges = Counter(
             "fairlead_feedback_exchanges_total",
-            "Exchanges of the deployed policy that were handed in, by result: kept, known, no_consent, "
-            "user_limit.",
+            "Exchanges of the deployed policy that were handed in, by result: kept, not_drawn, duplicate, "
+            "near_duplicate, over_user, over_key, failed.",
             ["result"],
             registry=registry,
         )

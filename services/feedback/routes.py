@@ -88,6 +88,8 @@ ROUTES: Mapping[tuple[str, str], Need | None] = {
     ("POST", f"{API}/prompts"): LEAD,
     ("GET", f"{API}/prompts"): SCREEN,
     ("PATCH", f"{API}/prompts/{{prompt}}"): SCREEN,
+    ("GET", f"{API}/collected"): LEAD,
+    ("GET", f"{API}/figures/collection"): LEAD,
     ("POST", f"{API}/tasks"): LEAD,
     ("POST", f"{API}/imports/argilla"): LEAD,
     ("POST", f"{API}/imports/label-studio"): LEAD,

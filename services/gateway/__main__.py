@@ -13,6 +13,7 @@ from fairlead.errors import ConfigError
 from fairlead.metrics import page as metrics_page
 from services.gateway.app import make_app
 from services.gateway.backend import Backend
+from services.gateway.collection import collector_of
 from services.gateway.exchange_log import ExchangeLog
 from services.runtime import process
 from services.runtime.access.control import AccessControl
@@ -53,8 +54,17 @@ async def run(config: RunConfig) -> None:
         if config.gateway.chat_log:
             exchange_log = ExchangeLog(config.gateway)
             stack.callback(exchange_log.close)
+        collector = collector_of(config, metrics.CollectMetrics())
+        if collector is not None:
+            await stack.enter_async_context(collector)
         app = make_app(
-            backend, config.gateway, ready=ready, access=access, access_log=style, exchange_log=exchange_log
+            backend,
+            config.gateway,
+            ready=ready,
+            access=access,
+            access_log=style,
+            exchange_log=exchange_log,
+            collector=collector,
         )
         await server.serve(app)
 

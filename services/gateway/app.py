@@ -21,6 +21,7 @@ from fairlead.errors import ConfigError
 from fairlead.rpc.status import REQUEST_ID
 from services.gateway import dialects, error_formats
 from services.gateway.backend import Backend
+from services.gateway.collection import Collector
 from services.gateway.dialects.inference_requests import HEADER_LENGTH
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.scopes import DOCS_FILES, need_of
@@ -53,6 +54,7 @@ def make_app(
     access: AccessControl,
     access_log: AccessLog = "auto",
     exchange_log: ExchangeLog | None = None,
+    collector: Collector | None = None,
     registry: CollectorRegistry = REGISTRY,
 ) -> ASGIApp:
     """Return the app that handles every request to the gateway's port.
@@ -64,6 +66,7 @@ def make_app(
         access: authenticates callers and enforces the limits of their keys.
         access_log: whether to log each request, and whether with its body.
         exchange_log: where chat completions are logged, if they are.
+        collector: sends prompts to the feedback service, if it is asked for.
         registry: the metrics that /metrics shows.
     """
     app = FastAPIOffline(
@@ -77,7 +80,10 @@ def make_app(
     )
     failures.install(app, error_formats.response_to)
     for router in dialects.routers(
-        backend, exchange_log=exchange_log, chat_max_tokens=section.chat_max_tokens
+        backend,
+        exchange_log=exchange_log,
+        collector=collector,
+        chat_max_tokens=section.chat_max_tokens,
     ):
         app.include_router(router)
     app.include_router(health.router(ready=ready, registry=registry, readiness=_READINESS))

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from services.feedback.api import (
     artifacts,
     audit,
-    exchanges,
+    collection,
     figures,
     hand_in,
     imports,
@@ -31,7 +31,7 @@ def routers(service: Service) -> list[APIRouter]:
         hand_in,
         tasks,
         prompts,
-        exchanges,
+        collection,
         imports,
         judgments,
         figures,

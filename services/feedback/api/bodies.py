@@ -20,7 +20,17 @@ from services.runtime.http.json_limits import BodyLimits
 
 MAX_ITEMS = 1_000
 """Tasks or prompts of one request."""
-_LIMITS = BodyLimits(entries=dict.fromkeys(("tasks", "prompts", "records"), MAX_ITEMS))
+MAX_EXCHANGES = 100
+"""Exchanges of one request."""
+_LIMITS = BodyLimits(
+    entries={
+        "tasks": MAX_ITEMS,
+        "prompts": MAX_ITEMS,
+        "records": MAX_ITEMS,
+        "exchanges": MAX_EXCHANGES,
+        "exchanges[].messages": 200,
+    }
+)
 
 IdempotencyKey = Annotated[
     str | None,

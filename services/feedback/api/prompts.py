@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from fastapi import APIRouter
-from pydantic import Field
+from fastapi import APIRouter, Query
+from pydantic import Field, model_validator
 
 from services.feedback.api.bodies import MAX_ITEMS, Body, Response, TurnBody, routes, turns_of, wire_names
 from services.feedback.api.tasks import AddedShown, PromptFields
+from services.feedback.collection.personal_data import Span
+from services.feedback.collection.screening import Reason, marks, masked_turns
 from services.feedback.exports.lines import prompt_of
 from services.feedback.identity import CurrentIdentity
 from services.feedback.service import Service
+from services.feedback.store.collected import Collected
 from services.feedback.store.records import Prompt
 
 
@@ -36,13 +39,40 @@ class PromptsAdded(Response):
     """One for each."""
 
 
+class SpanBody(Body):
+    """A part of a prompt to mask."""
+
+    turn: int = Field(ge=0)
+    """Index of the message; 0 for plain text."""
+    start: int = Field(ge=0)
+    """Index of its first character, in code points."""
+    end: int = Field(ge=1)
+    """Index after its last."""
+    kind: str = Field(default="PRIVATE", pattern=r"^[A-Z][A-Z_]{1,31}$")
+    """Word of the placeholder."""
+
+
 class ScreenBody(Body):
     """The decision about a prompt."""
 
     state: Literal["screened", "rejected"]
-    """`screened`: labelers may see it."""
+    """`screened`: labelers may see it. The text of a rejected prompt is deleted."""
     masked: str | list[TurnBody] | None = None
     """The prompt without what must not be seen; what it said before is deleted. Only before it has tasks."""
+    spans: list[SpanBody] | None = Field(default=None, min_length=1, max_length=1_000)
+    """In place of `masked`: parts that are replaced by `[KIND]`."""
+    reason: Reason | None = None
+    """Why it is rejected."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.masked is not None and self.spans is not None:
+            raise ValueError("`masked` or `spans`, one of them")
+        if self.state == "rejected" and (self.masked is not None or self.spans is not None):
+            raise ValueError("`masked` and `spans` belong to `screened`")
+        if self.state == "screened" and self.reason is not None:
+            raise ValueError("`reason` belongs to `rejected`")
+        return self
 
 
 def router(service: Service) -> APIRouter:
@@ -60,24 +90,53 @@ def router(service: Service) -> APIRouter:
 
     @api.get("/prompts", summary="List prompts")
     async def list_prompts(
-        identity: CurrentIdentity, state: Literal["new", "screened", "rejected"] = "new"
+        identity: CurrentIdentity,
+        state: Literal["new", "screened", "rejected"] = "new",
+        after: str = "",
+        limit: Annotated[int, Query(ge=1, le=MAX_ITEMS)] = MAX_ITEMS,
     ) -> dict[str, Any]:
-        """Return prompts in the order in which they were added, by default those that wait for a review."""
-        found = await run(store.prompts.page, state=state)
+        """Return prompts in the order in which they were added, by default those that wait for a review.
+
+        `marks` are the parts to look at: placeholders of what is masked, and `SUSPECT` for what may be
+        personal data. `after` is the id of the last prompt of the page before.
+        """
+        found = await run(store.collected.page, state, after=after, limit=limit)
         if found:
             await run(store.accesses.add, identity.name, "prompts")
-        return {"prompts": [_shown(one) for one in found]}
+        return {"prompts": [_shown(prompt, collected) for prompt, collected in found]}
 
     @api.patch("/prompts/{prompt}", summary="Screen a prompt")
-    async def screen(prompt: str, body: ScreenBody) -> dict[str, Any]:
-        """Accept, mask or reject a prompt that was collected."""
+    async def screen(prompt: str, body: ScreenBody, identity: CurrentIdentity) -> dict[str, Any]:
+        """Accept, mask or reject a prompt."""
+        screener = None if identity.person is None else identity.person.id
         masked = None if body.masked is None else turns_of(body.masked)
+        if body.spans is not None:
+            known = await run(store.prompts.get, prompt)
+            spans = [(one.turn, Span(one.start, one.end, one.kind)) for one in body.spans]
+            masked = masked_turns(known.turns, spans)
         with wire_names():
-            return _shown(await run(store.prompts.screen, prompt, body.state, masked=masked))
+            decided = await run(
+                store.collected.decide,
+                prompt,
+                body.state,
+                screener=screener,
+                masked=masked,
+                reason=body.reason,
+            )
+        return _shown(decided, None)
 
     return api
 
 
-def _shown(prompt: Prompt) -> dict[str, Any]:
+def _shown(prompt: Prompt, collected: Collected | None) -> dict[str, Any]:
     names = ("id", "source", "consent", "language", "split_group", "state", "made")
-    return {name: getattr(prompt, name) for name in names} | {"prompt": prompt_of(prompt.turns)}
+    shown = {name: getattr(prompt, name) for name in names}
+    found = [
+        {"turn": one.turn, "start": one.span.start, "end": one.span.end, "kind": one.span.kind}
+        | {"masked": one.masked}
+        for one in marks(prompt.turns)
+    ]
+    shown |= {"prompt": prompt_of(prompt.turns) if prompt.turns else None, "marks": found}
+    if collected is not None:
+        shown |= {name: getattr(collected, name) for name in ("metadata", "masked", "alike", "reason")}
+    return shown

@@ -47,7 +47,13 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
             raise InvalidInput("decision", got=decision, allowed=", ".join(_DECISIONS))
         known = await run(store.prompts.get, prompt)
         masked = _masked(form, known) if decision == "mask" else None
-        await run(store.prompts.screen, prompt, _DECISIONS[decision], masked=masked)
+        await run(
+            store.collected.decide,
+            prompt,
+            _DECISIONS[decision],
+            screener=identity.worker.id,
+            masked=masked,
+        )
         return renderer.redirect("/prompts?decided")
 
     return api

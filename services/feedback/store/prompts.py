@@ -74,7 +74,7 @@ class Prompts:
                 limit=self._context.limits.page,
                 **given,
             )
-        return [_prompt(row) for row in rows]
+        return [prompt_from(row) for row in rows]
 
     def count(self, subject: str) -> int:
         """Return how many prompts there are of an end user."""
@@ -97,28 +97,58 @@ class Prompts:
             InvalidInput: the state or the turns are invalid, or the prompt is in use.
             NotFound: there is no such prompt.
         """
-        check_choice("state", state, ("screened", "rejected"))
         with self._context.database.writing() as connection:
-            known = require_prompt(connection, prompt, lock=True)
-            if masked is None:
-                connection.run("UPDATE prompt SET state = :state WHERE id = :id", state=state, id=prompt)
-                return replace(known, state=state)
-            if connection.one(
-                "SELECT id FROM answer WHERE prompt = :id LIMIT 1", id=prompt
-            ) or connection.one("SELECT id FROM task WHERE prompt = :id LIMIT 1", id=prompt):
-                raise InvalidInput(
-                    "masked", got="a prompt in use", allowed="a prompt without answers and tasks"
-                )
-            fields = NewPrompt.__dataclass_fields__
-            kept = {name: getattr(known, name) for name in fields if name not in ("turns", "state")}
-            renewed = NewPrompt(turns=tuple(masked), state="screened", **kept)
-            checked_prompt(renewed, "masked", self._context.limits)
-            if turns_text(masked) == turns_text(known.turns):
-                raise InvalidInput("masked", got="the same turns", allowed="turns that differ, or None")
-            added = add_prompt(connection, renewed, self._context.now())
-            connection.run("UPDATE prompt SET state = :state WHERE id = :id", state=state, id=added.id)
-            connection.run("DELETE FROM prompt WHERE id = :id", id=prompt)
-            return require_prompt(connection, added.id)
+            return screen_prompt(connection, self._context, prompt, state, masked=masked)
+
+
+def screen_prompt(
+    connection: Connection,
+    context: Context,
+    prompt: str,
+    state: str,
+    *,
+    masked: Sequence[Message] | None = None,
+) -> Prompt:
+    """Accept or reject a prompt; see `Prompts.screen`.
+
+    Raises:
+        InvalidInput: the state or the turns are invalid, or the prompt is in use.
+        NotFound: there is no such prompt.
+    """
+    check_choice("state", state, ("screened", "rejected"))
+    known = require_prompt(connection, prompt, lock=True)
+    if masked is None:
+        connection.run("UPDATE prompt SET state = :state WHERE id = :id", state=state, id=prompt)
+        return replace(known, state=state)
+    if connection.one("SELECT id FROM answer WHERE prompt = :id LIMIT 1", id=prompt) or connection.one(
+        "SELECT id FROM task WHERE prompt = :id LIMIT 1", id=prompt
+    ):
+        raise InvalidInput("masked", got="a prompt in use", allowed="a prompt without answers and tasks")
+    fields = NewPrompt.__dataclass_fields__
+    kept = {name: getattr(known, name) for name in fields if name not in ("turns", "state")}
+    renewed = NewPrompt(turns=tuple(masked), state="screened", **kept)
+    checked_prompt(renewed, "masked", context.limits)
+    if turns_text(masked) == turns_text(known.turns):
+        raise InvalidInput("masked", got="the same turns", allowed="turns that differ, or None")
+    added = add_prompt(connection, renewed, context.now())
+    # The text of one that was rejected is deleted.
+    connection.run(
+        "UPDATE prompt SET state = :state, turns = :turns WHERE id = :id",
+        state=state,
+        turns=turns_text(masked),
+        id=added.id,
+    )
+    for table, same in (("collected", "TRUE"), ("collected_mark", "other.mark = collected_mark.mark")):
+        connection.run(
+            f"""
+            UPDATE {table} SET prompt = :new WHERE prompt = :old
+              AND NOT EXISTS (SELECT 1 FROM {table} AS other WHERE other.prompt = :new AND {same})
+            """,
+            new=added.id,
+            old=prompt,
+        )
+    connection.run("DELETE FROM prompt WHERE id = :id", id=prompt)
+    return require_prompt(connection, added.id)
 
 
 def checked_prompt(prompt: NewPrompt, where: str, limits: Limits) -> None:
@@ -185,9 +215,10 @@ def require_prompt(connection: Connection, prompt: str, *, lock: bool = False) -
     row = connection.one("SELECT * FROM prompt WHERE id = :id" + (" FOR UPDATE" if lock else ""), id=prompt)
     if row is None:
         raise NotFound(f"no prompt {prompt!r}")
-    return _prompt(row)
+    return prompt_from(row)
 
 
-def _prompt(row: Row) -> Prompt:
+def prompt_from(row: Row) -> Prompt:
+    """Return the prompt of a row of its table."""
     fields = {name: row[name] for name in Prompt.__dataclass_fields__}
     return Prompt(**(fields | {"turns": turns_of(row["turns"])}))

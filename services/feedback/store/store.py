@@ -13,6 +13,7 @@ from services.feedback.store.accesses import Accesses
 from services.feedback.store.artifacts import Artifacts
 from services.feedback.store.base import Database, migrate
 from services.feedback.store.canonical import keyed
+from services.feedback.store.collected import CollectedPrompts
 from services.feedback.store.context import Context
 from services.feedback.store.erasures import Erasures
 from services.feedback.store.figures import Figures
@@ -53,6 +54,7 @@ class Store:
         self.projects = Projects(context)
         self.people = People(context)
         self.prompts = Prompts(context)
+        self.collected = CollectedPrompts(context)
         self.tasks = Tasks(context)
         self.leases = Leases(context)
         self.judgments = Judgments(context)

@@ -22,12 +22,15 @@ from fairlead.errors import CorruptData, InvalidInput
 from fairlead.types import Completion, GeneratedPiece, Message, SamplingParams
 from services.gateway import error_formats
 from services.gateway.backend import Backend
+from services.gateway.collection import Collector, Exchange
 from services.gateway.dialects.openai_models import OpenAiError, check_model
 from services.gateway.dialects.unread import check_messages, check_request, check_stream_options
 from services.gateway.exchange_log import ExchangeLog
+from services.runtime.access.control import caller
 from services.runtime.caller_fields import Places, caller_fields
 from services.runtime.http.body import json_route
 from services.runtime.http.call import CurrentCall, HttpCall
+from services.runtime.http.conversations import MetadataBody
 from services.runtime.http.failures import error_responses, failure_of
 from services.runtime.http.json_limits import BodyLimits
 
@@ -127,6 +130,14 @@ class ChatRequest(_ChatBody):
     """Whether to send the answer as it is generated, as server-sent events."""
     stream_options: ChatStreamOptions | None = None
     """Options of the stream."""
+    store: Annotated[bool, Field(strict=True)] | None = None
+    """Whether the conversation may be kept for people to rank answers to it; see `gateway.collect`."""
+    user: Annotated[str, Field(max_length=1_024)] | None = None
+    """The end user. Of a conversation that is kept only a keyed hash is, by which they can be forgotten."""
+    safety_identifier: Annotated[str, Field(max_length=1_024)] | None = None
+    """Newer name of `user`."""
+    metadata: MetadataBody | None = None
+    """Kept with a conversation that is kept."""
 
     @model_validator(mode="before")
     @classmethod
@@ -214,12 +225,19 @@ class ChatResponse(BaseModel):
     usage: ChatUsage
 
 
-def router(backend: Backend, *, exchange_log: ExchangeLog | None, default_max_tokens: int) -> APIRouter:
+def router(
+    backend: Backend,
+    *,
+    exchange_log: ExchangeLog | None,
+    collector: Collector | None,
+    default_max_tokens: int,
+) -> APIRouter:
     """Return the route.
 
     Args:
         backend: the services to call.
         exchange_log: where prompts and answers are logged, if they are.
+        collector: sends prompts to the feedback service, if it is asked for.
         default_max_tokens: maximum tokens of an answer whose request sets no limit.
     """
     limits = BodyLimits(
@@ -236,14 +254,16 @@ def router(backend: Backend, *, exchange_log: ExchangeLog | None, default_max_to
     async def chat(body: ChatRequest, call: CurrentCall) -> Response:
         """Generate the policy's answer to the last message."""
         check_model(body.model, backend.policy)
+        turns = body.turns()
         exchange = _ChatExchange(
             call,
             model=backend.policy_model,
-            turns=body.turns(),
+            turns=turns,
             sampling=body.sampling(default_max_tokens=default_max_tokens),
             num_samples=body.n or 1,
             fields=body.service_fields,
             log=exchange_log,
+            collect=_collected(body, turns, call.request_id, collector),
         )
         if body.stream:
             options = body.stream_options
@@ -265,6 +285,8 @@ class _ChatExchange:
     num_samples: int
     fields: Callable[[int | None], Places]
     log: ExchangeLog | None
+    collect: Callable[[tuple[str, ...]], None] | None
+    """Hands in the prompt, given the weights that answered; None if it must not be kept."""
 
     async def whole(self, backend: Backend) -> Response:
         """Return the complete answers."""
@@ -280,7 +302,7 @@ class _ChatExchange:
             }
             for index, (text, completion) in enumerate(zip(texts, found.completions, strict=True))
         ]
-        self._log(list(zip(texts, found.completions, strict=True)))
+        self._record(list(zip(texts, found.completions, strict=True)))
         num_completion_tokens = sum(len(one.token_ids) for one in found.completions)
         return JSONResponse(
             {
@@ -328,7 +350,7 @@ class _ChatExchange:
                 self.call.stream_status = failure.status
                 yield _event(error_formats.content("openai", failure, self.call.request_id))
                 return
-        self._log([(answer.text, answer.completion) for answer in answers])
+        self._record([(answer.text, answer.completion) for answer in answers])
         if include_usage:
             num_completion_tokens = sum(len(answer.completion.token_ids) for answer in answers)
             usage = _usage(first.num_prompt_tokens, num_completion_tokens)
@@ -345,9 +367,30 @@ class _ChatExchange:
             "system_fingerprint": str(spans[0].version) if spans else "",
         }
 
-    def _log(self, completions: list[tuple[str, Completion]]) -> None:
+    def _record(self, completions: list[tuple[str, Completion]]) -> None:
         if self.log is not None:
             self.log.add(self.call.request_id, self.turns, completions, self.sampling)
+        if self.collect is not None:
+            versions = (str(span.version) for _, one in completions for span in one.version_spans)
+            self.collect(tuple(dict.fromkeys(versions)))
+
+
+def _collected(
+    body: ChatRequest, turns: tuple[Message, ...], request_id: str, collector: Collector | None
+) -> Callable[[tuple[str, ...]], None] | None:
+    if collector is None or not collector.wants(body.store):
+        return None
+    user, key, metadata = body.user or body.safety_identifier or "", caller().key_id, body.metadata or {}
+    return lambda versions: collector.add(
+        Exchange(
+            turns=turns,
+            user=user,
+            key=key,
+            request_id=request_id,
+            weight_versions=versions,
+            metadata=metadata,
+        )
+    )
 
 
 class _StreamedAnswer:
