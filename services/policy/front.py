@@ -220,6 +220,7 @@ class EngineFront(ABC):
     def _cancel_if_open(self, pending: PendingRequest) -> None:
         if not pending.closed:
             pending.future.cancel()
+        if pending.future.cancelled():  # also by the caller, whose future is chained to this one
             self._backend.wake()
 
     def _decode(self, token_ids: Sequence[int]) -> str:

@@ -71,12 +71,17 @@ async def test_a_command_runs_as_in_a_new_interpreter(
     assert standby.take(command(0, 0), own, log=tmp_path / "log") is None, "none is left"
 
 
+def own_processes() -> list[psutil.Process]:
+    """Return the Python processes that this one has started; a database of other tests may run beside."""
+    return [process for process in psutil.Process().children() if process.name().startswith("python")]
+
+
 def test_a_process_that_cannot_run_the_command_is_not_used(
     standby: Standby, environment: dict[str, str], tmp_path: Path
 ):
     standby.prepare(1, environment)
     standby.prepare(1, environment)
-    waiting = psutil.Process().children()
+    waiting = own_processes()
     assert len(waiting) == 2
     for changed in ({"OMP_NUM_THREADS": "7"}, {MARK: "another"}):
         assert standby.take(command(0, 0), environment | changed, log=tmp_path / "log") is None
@@ -91,7 +96,7 @@ async def test_the_supervisor_uses_it_and_ends_it(
     standby: Standby, environment: dict[str, str], folder: RunFolder
 ):
     standby.prepare(2, environment)
-    waiting = {process.pid for process in psutil.Process().children()}
+    waiting = {process.pid for process in own_processes()}
     spec = ProcessSpec(name="one", command=command(60, 0), loads_models=True)
     run = supervisor(folder, spec, standby=standby, environment=environment)
 
@@ -108,7 +113,7 @@ async def test_the_supervisor_uses_it_and_ends_it(
 def test_unused_processes_end_with_the_block(environment: dict[str, str]):
     with Standby(imports=[]) as standby:
         standby.prepare(1, environment)
-        [process] = psutil.Process().children()
+        [process] = own_processes()
     deadline = time.monotonic() + 10
     while process.is_running() and time.monotonic() < deadline:
         time.sleep(0.01)

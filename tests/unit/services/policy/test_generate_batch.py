@@ -132,6 +132,9 @@ async def test_slow_request_delays_no_other_and_has_its_own_deadline(service: Se
         "the request needs weights 9-0 or newer; 1-3 are in use",
     )
     # Cancelling the call cancels what has not finished.
+    async with asyncio.timeout(60):
+        while len(service.engine._thread._scheduler) > 1:  # noqa: ASYNC110 - a condition with a deadline
+            await asyncio.sleep(0.005)
     assert len(service.engine._thread._scheduler) == 1
     call.cancel()
     await until_idle(service)
