@@ -129,7 +129,7 @@ ROUTES: Mapping[tuple[str, str], Need | None] = {
     ("GET", "/sign-in"): OPEN,
     ("POST", "/sign-in"): OPEN,
     ("POST", "/sign-out"): OPEN,
-    ("GET", "/invitation/{token}"): OPEN,
+    ("GET", "/invitation"): OPEN,
     ("POST", "/invitation"): OPEN,
     ("GET", "/"): OWN_PAGE,
     ("GET", "/projects/{project}/mine"): OWN_PAGE,

@@ -114,7 +114,7 @@ def router(service: Service) -> APIRouter:
     async def invite(person: str) -> Invitation:
         """Return a link that signs a person in, once; older ones are void."""
         token = await run(people.invite, person)
-        link = service.link(f"/invitation/{token}")
+        link = service.link(f"/invitation?token={token}")
         return Invitation(link=link, invitation=token, seconds=INVITATION_SECONDS)
 
     @api.delete("/people/{person}/sessions", status_code=204, summary="End all sessions of a person")

@@ -21,7 +21,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
 
     @api.get("/audit")
     async def show(request: Request, identity: CurrentIdentity, before: int = 0) -> Response:
-        def build() -> Response:
+        def build_page() -> Response:
             head = store.log.head()
             last = min(before or head.seq, head.seq)
             people = {one.id: one.handle or "forgotten" for one in store.people.all()}
@@ -47,6 +47,6 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
                 problem=problem,
             )
 
-        return await run(build)
+        return await run(build_page)
 
     return api

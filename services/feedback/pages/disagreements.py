@@ -53,7 +53,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
 
     @api.get("/projects/{project}/disagreements")
     async def list_all(project: str, identity: CurrentIdentity) -> Response:
-        def build() -> Response:
+        def build_page() -> Response:
             known = store.projects.get(project)
             found = [one for one in disagreements(of_project(service, known.id, SHARED)) if one.opposed]
             rows = [(one, _begin(service, store.tasks.get(one.task))) for one in found[:_ROWS]]
@@ -68,7 +68,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
                 reasons=SKIP_REASONS,
             )
 
-        return await run(build)
+        return await run(build_page)
 
     @api.get("/tasks/{task}")
     async def show(task: str, request: Request, identity: CurrentIdentity) -> Response:

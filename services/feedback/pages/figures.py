@@ -61,7 +61,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
 
     @api.get("/projects/{project}/overview")
     async def overview(project: str, identity: CurrentIdentity) -> Response:
-        def build() -> Response:
+        def build_page() -> Response:
             known = store.projects.get(project)
             progress = store.figures.progress(known.id)
             hours = store.figures.hours(known.id, since=time.time() - _HOURS * 3600)
@@ -77,11 +77,11 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
                 reasons=[(SKIP_REASONS.get(name, name), count) for name, count in progress.skipped.items()],
             )
 
-        return await run(build)
+        return await run(build_page)
 
     @api.get("/projects/{project}/agreement")
     async def agreement(project: str, identity: CurrentIdentity) -> Response:
-        def build() -> Response:
+        def build_page() -> Response:
             known = store.projects.get(project)
             found = of_project(service, known.id, MEASURED)
             two = judgments.by_two_labelers(found)
@@ -95,11 +95,11 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
                 published=PUBLISHED,
             )
 
-        return await run(build)
+        return await run(build_page)
 
     @api.get("/projects/{project}/labelers")
     async def labelers(project: str, identity: CurrentIdentity) -> Response:
-        def build() -> Response:
+        def build_page() -> Response:
             known = store.projects.get(project)
             rows = labeler_rows(service, known)
             return renderer.page(
@@ -111,11 +111,11 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
                 lowest=LOWEST_AGREEMENT,
             )
 
-        return await run(build)
+        return await run(build_page)
 
     @api.get("/projects/{project}/bias")
     async def bias(project: str, identity: CurrentIdentity) -> Response:
-        def build() -> Response:
+        def build_page() -> Response:
             known = store.projects.get(project)
             found = of_project(service, known.id, MEASURED)
             return renderer.page(
@@ -126,7 +126,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
                 length=judgments.length_bias(found, seed=SEED),
             )
 
-        return await run(build)
+        return await run(build_page)
 
     return api
 

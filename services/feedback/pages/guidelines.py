@@ -24,7 +24,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
     async def read(
         project: str, identity: CurrentIdentity, version: int | None = None, since: int | None = None
     ) -> Response:
-        def build() -> Response:
+        def build_page() -> Response:
             known = store.projects.get(project)
             versions = {one.version: one for one in store.projects.guidelines(known.id)}
             shown = versions.get(version or max(versions, default=0))
@@ -47,7 +47,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
                 has_quiz=bool(questions(service, known.id, identity.worker.id)),
             )
 
-        return await run(build)
+        return await run(build_page)
 
     @api.post("/projects/{project}/guidelines/{version}/reading")
     async def note_reading(project: str, version: int, identity: CurrentIdentity) -> Response:

@@ -48,7 +48,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
 
     @api.get("/")
     async def home(request: Request, identity: CurrentIdentity) -> Response:
-        def build() -> Response:
+        def build_page() -> Response:
             person = identity.worker
             store = service.store
             found = [
@@ -59,7 +59,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
             nothing = request.query_params.get("nothing")
             return renderer.page("home", person, projects=found, nothing=nothing, enough=LAST_TASKS)
 
-        return await service.threads.run(build)
+        return await service.threads.run(build_page)
 
     return api
 

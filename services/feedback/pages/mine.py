@@ -47,7 +47,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
 
     @api.get("/projects/{project}/mine")
     async def mine(project: str, request: Request, identity: CurrentIdentity) -> Response:
-        def build() -> Response:
+        def build_page() -> Response:
             person, store = identity.worker, service.store
             known = store.projects.get(project)
             assignments = store.leases.page(person.id, known.id)
@@ -62,7 +62,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
                 request_key=secrets.token_urlsafe(16),
             )
 
-        return await service.threads.run(build)
+        return await service.threads.run(build_page)
 
     return api
 

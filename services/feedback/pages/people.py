@@ -30,7 +30,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
             roles=ROLES,
             cohorts=COHORTS,
             invited=invited,
-            invitation=service.link(f"/invitation/{token}") if token else "",
+            invitation=service.link(f"/invitation?token={token}") if token else "",
             valid_seconds=INVITATION_SECONDS,
             message=message,
         )

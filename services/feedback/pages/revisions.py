@@ -26,12 +26,12 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
 
     @api.get("/judgments/{judgment}")
     async def form(judgment: str, identity: CurrentIdentity) -> Response:
-        def build() -> Response:
+        def build_page() -> Response:
             offer, body = own_judgment(service, judgment, identity.worker)
             purpose = Purpose(f"/judgments/{judgment}", judgment=judgment)
             return task_page(service, renderer, identity.worker, offer, purpose, fields(body, offer))
 
-        return await run(build)
+        return await run(build_page)
 
     @api.post("/judgments/{judgment}")
     async def revise(judgment: str, request: Request, identity: CurrentIdentity) -> Response:

@@ -25,7 +25,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
 
     @api.get("/prompts")
     async def list_new(request: Request, identity: CurrentIdentity) -> Response:
-        def build() -> Response:
+        def build_page() -> Response:
             found = store.prompts.page(state="new")
             if found:
                 store.accesses.add(identity.name, "prompts")
@@ -37,7 +37,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
                 decided="decided" in request.query_params,
             )
 
-        return await run(build)
+        return await run(build_page)
 
     @api.post("/prompts/{prompt}")
     async def decide(prompt: str, request: Request, identity: CurrentIdentity) -> Response:

@@ -44,9 +44,10 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
             status = 400 if isinstance(error, InvalidInput) else 403
             return renderer.sign_in("Sign in", back=back, handle=handle, message=message, status=status)
 
-    @api.get("/invitation/{token}")
-    async def invitation(token: str) -> Response:
-        # Opening the link uses nothing up: programs that preview links open them too.
+    @api.get("/invitation")
+    async def invitation(token: str = "") -> Response:
+        # Opening the link uses nothing up: programs that preview links open them too. The token is in the
+        # query, which the access log leaves out.
         return renderer.sign_in("Welcome", back="/", invitation=token)
 
     @api.post("/invitation")

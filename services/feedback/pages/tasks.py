@@ -33,7 +33,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
     async def list_all(
         project: str, request: Request, identity: CurrentIdentity, after: int = 0, state: str = ""
     ) -> Response:
-        def build() -> Response:
+        def build_page() -> Response:
             known = store.projects.get(project)
             wanted = state if state in _STATES else None
             found = store.tasks.page(known.id, after=after, state=wanted)
@@ -49,7 +49,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
                 added=added if added.isdigit() else "",
             )
 
-        return await run(build)
+        return await run(build_page)
 
     @api.post("/projects/{project}/tasks")
     async def add(project: str, request: Request, identity: CurrentIdentity) -> Response:

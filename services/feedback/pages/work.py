@@ -60,7 +60,7 @@ class _Work:
     async def show(self, assignment: str, request: Request, identity: CurrentIdentity) -> Response:
         """Show a task that is not handed in."""
 
-        def build() -> Response:
+        def build_page() -> Response:
             offer = self._store.leases.get(assignment, identity.worker.id)
             if offer.assignment.state != "leased":
                 project = self._store.projects.get(self._store.tasks.get(offer.assignment.task).project)
@@ -74,7 +74,7 @@ class _Work:
             filled = draft_fields(offer.draft)
             return task_page(self._service, self._renderer, identity.worker, offer, purpose, filled)
 
-        return await self._run(build)
+        return await self._run(build_page)
 
     async def done(self, assignment: str, request: Request, identity: CurrentIdentity) -> Response:
         """Hand a task in, or save it, or help with an edit."""
@@ -114,24 +114,24 @@ class _Work:
     ) -> Response:
         """Show the words in which two answers differ."""
 
-        def build() -> Response:
+        def build_page() -> Response:
             parts = compared(self._store.leases.get(assignment, identity.worker.id), first, second)
             return self._renderer.page(
                 "comparison", identity.worker, parts=parts, first=letter(first), second=letter(second)
             )
 
-        return await self._run(build)
+        return await self._run(build_page)
 
     async def compare_json(
         self, assignment: str, first: Place, second: Place, identity: CurrentIdentity
     ) -> Response:
         """Return the same for the script."""
 
-        def build() -> Response:
+        def build_page() -> Response:
             parts = compared(self._store.leases.get(assignment, identity.worker.id), first, second)
             return JSONResponse({"parts": parts}, headers=dict(HEADERS))
 
-        return await self._run(build)
+        return await self._run(build_page)
 
     def _next(self, project: str, person: Person, handed_in: str = "") -> Response:
         """Return a redirect to the next task, or to the start page if there is none."""
