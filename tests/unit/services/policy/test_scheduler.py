@@ -80,9 +80,9 @@ def test_first_step_waits_for_a_pause_between_requests() -> None:
         if not scheduler.arriving_seconds():
             break
     assert 0.03 < time.monotonic() - begun < 1, "it does not wait for ever"
-    alone = Scheduler(slots=64, max_queue_tokens=10_000)
-    put(alone, pending())
-    assert 0 < alone.arriving_seconds() < 0.01
+    single = Scheduler(slots=64, max_queue_tokens=10_000)
+    put(single, pending())
+    assert 0 < single.arriving_seconds() < 0.01
     at_once = Scheduler(slots=64, max_queue_tokens=10_000, max_deferred_steps=0)
     put(at_once, pending())
     assert at_once.arriving_seconds() == 0
