@@ -174,9 +174,9 @@ async def test_labelers_learn_nothing_about_models_and_each_other(http: Feedback
             place = f"/assignments/{shown['assignment']}/judgment"
             receipt = await caller.ask("POST", place, {"ranks": ranks_by_text(shown), "note": "secret-note"})
             for answer in (again, receipt, await caller.ask("GET", "/projects")):
-                told = (answer.body + repr(answer.headers).encode()).lower()
+                reported = (answer.body + repr(answer.headers).encode()).lower()
                 for hidden in (b"secret", b"uncertain", b"overlap", b"why", b"round", b"seq", b"heldout"):
-                    assert hidden not in told, (hidden, told)
+                    assert hidden not in reported, (hidden, reported)
             assert again.json["answers"] == shown["answers"]
     assert len(orders["anna"]) == len(orders["ben"]) == 4
     assert orders["anna"] != orders["ben"]
