@@ -1,4 +1,4 @@
-# The light image: rollout worker, gateway and command line, without torch.
+# The light image: rollout worker, gateway, feedback service and command line, without torch.
 #   docker build -f docker/light.Dockerfile -t fairlead-light .
 ARG BASE=docker.io/library/debian:12-slim
 
@@ -11,7 +11,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends python3 python3
 RUN python3 -m venv /opt/fairlead
 WORKDIR /src
 COPY . .
-RUN /opt/fairlead/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt '.[gateway]' \
+RUN /opt/fairlead/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt '.[feedback,postgres]' \
     && /opt/fairlead/bin/pip uninstall --yes pip setuptools
 
 FROM ${BASE}

@@ -25,6 +25,7 @@ VARIANTS = {
     "kind, gpu": ("kind", ("gpu",)),
     "kind, keys, tls": ("kind", ("keys", "tls")),
     "kind, weights": ("kind", ("weights-over-grpc",)),
+    "kind, feedback": ("kind", ("feedback", "network-policies")),
     "gpu, ranks": ("gpu", ("network-policies",)),
     "gpu, ranks, jobset": ("gpu", ("jobset",)),
     "everything": (
@@ -45,7 +46,8 @@ def rendered(variant: str, config: Path | None = None) -> tuple[Manifest, ...]:
     )
     divided = {"ranks.nodes": 2, "ranks.per_node": 8, "reward.tensor_parallel": 4}
     ranks = divided if "ranks" in variant else {}
-    return tuple(render(load(config, overrides=ranks), target))
+    origin = {"feedback.origin": "https://feedback.test"} if "feedback" in variant else {}
+    return tuple(render(load(config, overrides=ranks | origin), target))
 
 
 def of_kind(objects: Sequence[Manifest], *kinds: str) -> dict[str, Manifest]:

@@ -241,7 +241,9 @@ def down(
     from fairlead.k8s import changes
 
     if purge and not yes:
-        typer.confirm(f"Delete every checkpoint, report and queue in namespace {namespace}?", abort=True)
+        typer.confirm(
+            f"Delete every checkpoint, report, queue and judgment in namespace {namespace}?", abort=True
+        )
     cluster = _cluster(namespace, kubeconfig, context, request_seconds)
     kept = changes.take_down(cluster, purge=purge, timeout_seconds=timeout_seconds, report=_report)
     typer.echo(f"down; kept: {', '.join(kept)}" if kept else "down; nothing is kept")

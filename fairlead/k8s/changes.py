@@ -35,6 +35,7 @@ _WITHOUT_PODS: _Kinds = (
     ("keda.sh/v1alpha1", "TriggerAuthentication"),
     ("monitoring.coreos.com/v1", "PodMonitor"),
     ("monitoring.coreos.com/v1", "PrometheusRule"),
+    ("networking.k8s.io/v1", "Ingress"),
     ("networking.k8s.io/v1", "NetworkPolicy"),
     ("policy/v1", "PodDisruptionBudget"),
     ("v1", "Service"),
@@ -42,7 +43,7 @@ _WITHOUT_PODS: _Kinds = (
     ("v1", "ServiceAccount"),
 )
 _KEPT: _Kinds = (("v1", "PersistentVolumeClaim"), ("v1", "Secret"))
-"""The run's files, and the queue's data and passwords: only `purge` deletes them."""
+"""The run's files, the queue's data and passwords, and what people said: only `purge` deletes them."""
 
 
 def apply_all(

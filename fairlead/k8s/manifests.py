@@ -15,11 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 from fairlead import __version__
 from fairlead.config import RunConfig
+from fairlead.config.feedback import FeedbackSection
 from fairlead.config.infrastructure import RanksSection
 from fairlead.config.saving import as_toml
 from fairlead.errors import ConfigError
@@ -49,6 +51,8 @@ _PARTS = {
 STAGES = (*_PARTS, "ppo")
 """What to bring up: only the volume and a pod to copy files, a stage of the trainer, or the whole run."""
 
+_FEEDBACK = "feedback"
+"""Label of the objects of the component of this name. People rank answers before and between stages, too."""
 _IMAGES = ("fairlead-light", "fairlead-model", "fairlead-vllm")
 _RENDER_SECONDS = 60.0
 
@@ -88,7 +92,7 @@ def render(config: RunConfig, target: Target) -> list[Manifest]:
 
     Raises:
         ConfigError: if kubectl is missing, an overlay, component or stage is unknown, an image has no
-            registry, or kustomize refuses the manifests.
+            registry, `feedback.origin` is not https, or kustomize refuses the manifests.
     """
     if target.stage not in STAGES:
         raise ConfigError("stage", got=target.stage, allowed=f"one of {', '.join(STAGES)}")
@@ -101,9 +105,11 @@ def render(config: RunConfig, target: Target) -> list[Manifest]:
         objects = kustomize(folder)
     if config.reference.engine == "trainer":
         objects = [one for one in objects if one["metadata"]["labels"].get(NAME) != "reference"]
+    if not config.feedback.origin:
+        objects = [one for one in objects if one["kind"] != "Ingress"]
     objects = [_fitted(manifest, config, target) for manifest in objects]
     if target.stage in _PARTS:
-        parts = _PARTS[target.stage]
+        parts = (*_PARTS[target.stage], _FEEDBACK)
         objects = [one for one in objects if one["metadata"]["labels"].get(COMPONENT) in parts]
     _check_images(objects)
     return objects
@@ -145,8 +151,9 @@ def _run_file(config: RunConfig) -> str:
 
 def _kustomization(config: RunConfig, target: Target, folder: Path) -> Mapping[str, object]:
     manifests = checkout()
-    # The JobSet takes over the Job as the other components have changed it.
-    names = sorted(target.components, key=lambda name: name == "jobset")
+    # Others change what `feedback` adds. The JobSet takes over the Job as all others have changed it.
+    order = (_FEEDBACK, "", "jobset")
+    names = sorted(target.components, key=lambda name: order.index(name if name in order else ""))
     components = [_existing(manifests / "components", name, "component") for name in names]
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -183,9 +190,11 @@ def _existing(folder: Path, name: str, flag: str) -> Path:
 
 
 def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
-    """Set what kustomize cannot: the queue keys that the autoscaler reads, the trainer's stage and ranks, and
-    the GPUs of the model services.
+    """Set what kustomize cannot: the queue keys that the autoscaler reads, the trainer's stage and ranks, the
+    GPUs of the model services, and the address of the feedback service.
     """
+    if manifest["kind"] == "Ingress" and manifest["metadata"]["name"] == _FEEDBACK:
+        _set_origin(manifest["spec"], config.feedback)
     if manifest["kind"] == "ScaledObject":
         for trigger in manifest["spec"]["triggers"]:
             if trigger["type"] == "redis-streams":
@@ -201,6 +210,21 @@ def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
     if manifest["metadata"]["labels"].get(COMPONENT) == "model-service" and manifest["kind"] == "Deployment":
         _set_gpus(manifest["spec"], engine_gpus(getattr(config, manifest["metadata"]["name"])))
     return manifest
+
+
+def _set_origin(ingress: Manifest, section: FeedbackSection) -> None:
+    """Give an Ingress the host name and the path under which people reach the feedback service.
+
+    Raises:
+        ConfigError: the origin is not https: an Ingress with a certificate serves no other.
+    """
+    origin = urlsplit(section.origin)
+    if origin.scheme != "https":
+        raise ConfigError("feedback.origin", got=section.origin, allowed="an https:// address on a cluster")
+    (certificate,), (rule,) = ingress["tls"], ingress["rules"]
+    certificate["hosts"] = [origin.hostname]
+    rule["host"] = origin.hostname
+    rule["http"]["paths"][0]["path"] = section.root_path or "/"
 
 
 def job_spec(manifest: Manifest) -> Manifest:

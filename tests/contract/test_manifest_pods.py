@@ -258,7 +258,8 @@ def test_images_match_the_dockerfiles_and_run_unprivileged():
         assert "\nUSER 10001:10001\n" in text
         assert 'ENTRYPOINT ["/usr/bin/tini", "--"]' in text
         assert not re.search(r"^(ARG|ENV) .*(PASSWORD|TOKEN|SECRET)", text, re.MULTILINE)
-    for name in ("rollout-worker", "gateway"):
+    images["feedback"] = container(templates(rendered("kind, feedback"))["feedback"])["image"]
+    for name in ("rollout-worker", "gateway", "feedback"):
         assert images[name].split("/")[-1].startswith("fairlead-light")
 
 

@@ -35,6 +35,7 @@ COMPONENTS = {
     "gateway": ("gateway",),
     "trainer": ("trainer",),
     "weights": ("weights",),
+    "feedback": ("feedback",),
     "autoscaler": (),
     "monitoring": (),
     "network": (),
@@ -191,7 +192,8 @@ def test_selectors_find_their_own_pods_and_no_others(objects):
             assert selected(spread["labelSelector"]["matchLabels"]) == {name}
             assert spread["nodeTaintsPolicy"] == "Honor"
     budgets = of_kind(objects, "PodDisruptionBudget")
-    assert set(budgets) == {*MODEL_SERVICES, "rollout-worker", "gateway", "redis"}
+    optional = {"feedback"} & set(labels)
+    assert set(budgets) == {*MODEL_SERVICES, "rollout-worker", "gateway", "redis"} | optional
     for name, manifest in budgets.items():
         assert selected(manifest["spec"]["selector"]["matchLabels"]) == {name}
         assert manifest["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
@@ -211,8 +213,8 @@ def test_selectors_find_their_own_pods_and_no_others(objects):
 def test_ports_of_services_containers_probes_and_addresses_match(objects):
     found = templates(objects)
     for name, manifest in of_kind(objects, "Service").items():
-        # HTTP clients do not balance, so the gateway's Service is not headless.
-        assert manifest["spec"].get("clusterIP") == (None if name == "gateway" else "None")
+        # HTTP clients do not balance, so these Services are not headless.
+        assert manifest["spec"].get("clusterIP") == (None if name in ("gateway", "feedback") else "None")
         ports = {port["name"]: port["containerPort"] for port in container(found[name])["ports"]}
         for port in manifest["spec"]["ports"]:
             assert ports[port["targetPort"]] == port["port"]
@@ -260,15 +262,16 @@ def test_every_reference_resolves(objects):
             reference = source.get("secretKeyRef", {"name": "redis", "key": "password"})
             if reference["name"] == "fairlead-weights-key":
                 assert reference["optional"] is True
-                continue
-            assert (reference["name"], reference["key"] in secret) == ("redis", True)
+            elif reference["name"] != "fairlead-feedback-store":
+                assert (reference["name"], reference["key"] in secret) == ("redis", True)
     for manifest in of_kind(objects, "TriggerAuthentication").values():
         for reference in manifest["spec"]["secretTargetRef"]:
             assert (reference["name"], reference["key"] in secret) == ("redis", True)
     for name, manifest in of_kind(objects, "StatefulSet").items():
         assert manifest["spec"]["serviceName"] in of_kind(objects, "Service")
-        claim = {one["metadata"]["name"] for one in manifest["spec"]["volumeClaimTemplates"]}
-        assert claim == {"data"}, name
+        claim = {one["metadata"]["name"] for one in manifest["spec"].get("volumeClaimTemplates", ())}
+        mounted = {mount["name"] for mount in container(manifest["spec"]["template"])["volumeMounts"]}
+        assert claim == {"data"} & mounted, name
     job = job_spec(of_kind(objects, "Job", "JobSet")["trainer"])
     service = of_kind(objects, "Service")[job["template"]["spec"]["subdomain"]]
     assert service["spec"]["publishNotReadyAddresses"] is True

@@ -12,8 +12,12 @@ from tests.rendered import container, needs_kubectl, of_kind, rendered, template
 
 pytestmark = needs_kubectl
 RUN = "fairlead"
-PORTS = (443, 5001, 5002, 5003, 5004, 5005, 6379, 8080, 9090, 29500)
-SPACES = {"callers": {"fairlead-gateway-client": "true"}}
+PORTS = (443, 5001, 5002, 5003, 5004, 5005, 5432, 6379, 8080, 8400, 9090, 29500)
+SPACES = {
+    "callers": {"fairlead-gateway-client": "true"},
+    "people": {"fairlead-feedback-client": "true"},
+    "database": {"fairlead-feedback-store": "true"},
+}
 """Labels of namespaces in addition to their names."""
 EDGES = {
     ("rollout-worker", "policy", 5001),
@@ -23,6 +27,8 @@ EDGES = {
     ("callers", "gateway", 8080),
     ("gateway", "policy", 5001),
     ("gateway", "reward", 5002),
+    ("gateway", "feedback", 8400),
+    ("people", "feedback", 8400),
     ("trainer", "redis", 6379),
     *(("policy", "weights", port) for port in (5004, 5005)),
     *(("policy", "policy", port) for port in (5001, 5005)),
@@ -30,10 +36,21 @@ EDGES = {
     ("keda", "redis", 6379),
     *(
         ("monitoring", name, 9090)
-        for name in ("policy", "reward", "reference", "rollout-worker", "gateway", "trainer", "weights")
+        for name in (
+            "policy",
+            "reward",
+            "reference",
+            "rollout-worker",
+            "gateway",
+            "trainer",
+            "weights",
+            "feedback",
+        )
     ),
 }
-"""Caller, callee and port; `keda`, `monitoring` and `callers` stand for any pod of these namespaces."""
+"""Caller, callee and port; `keda`, `monitoring`, `callers` and `people` stand for any pod of these
+namespaces.
+"""
 
 
 class Network:
@@ -50,7 +67,7 @@ class Network:
         }
         self.pods |= {
             name: (name, {"app": "anything"})
-            for name in ("keda", "monitoring", "kube-system", "callers", "other")
+            for name in ("keda", "monitoring", "kube-system", "other", *SPACES)
         }
 
     def allows(self, source: str, target: str, port: int) -> bool:
@@ -106,3 +123,6 @@ def test_run_reaches_only_dns_outside_its_namespace(network):
     mine = [name for name, (namespace, _) in network.pods.items() if namespace == RUN]
     assert all(network.allows(name, "kube-system", 53) for name in mine)
     assert not [name for name in mine if network.allows(name, "other", 443)]
+    assert [name for name in mine if network.allows(name, "database", 5432)] == ["feedback"]
+    sqlite = Network(rendered("kind, feedback"))
+    assert not sqlite.allows("feedback", "database", 5432), "its store is a file"

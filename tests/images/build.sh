@@ -56,7 +56,7 @@ fi
 # Also the build backend, and a package that Debian's Python 3.11.2 needs and this machine's may not.
 say "wheels"
 "$python" -m pip wheel --quiet --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir "$folder/wheels" \
-    '.[train,triton]' hatchling async-timeout
+    '.[train,triton,feedback,postgres]' hatchling async-timeout
 rm -f "$folder"/wheels/fairlead_rlhf-*.whl
 
 for image in light model; do
@@ -86,7 +86,7 @@ for image in light model; do
         exit 1
     fi
 done
-check light python -c 'import services.rollout_worker.__main__, importlib.util as u; assert not u.find_spec("torch")'
+check light python -c 'import services.rollout_worker.__main__, services.feedback.__main__, services.feedback.store.postgres, importlib.util as u; assert not u.find_spec("torch")'
 check model python -c 'import trainer.ppo.__main__, services.policy.transformers_engine, services.reward.scorer'
 # SIGTERM reaches the program through tini, and the program exits as it does without a container.
 check light sh -c '

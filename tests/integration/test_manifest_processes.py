@@ -44,7 +44,7 @@ _CLIENT = f"""#!{sys.executable}
 import os, redis, sys
 print(redis.Redis(port=int(os.environ["PORT"]), password=os.environ["REDISCLI_AUTH"]).ping() and "PONG")
 """
-PROCESSES = ("policy", "reward", "reference", "trainer", "gateway", "rollout-worker")
+PROCESSES = ("policy", "reward", "reference", "trainer", "gateway", "rollout-worker", "feedback")
 PASSWORDS = {"password": "p" * 16, "keda-username": "keda", "keda-password": "k" * 16}
 
 
@@ -99,6 +99,9 @@ class Node:
             else:
                 values |= data_of(self.objects, source["configMapRef"]["name"])
         for variable in found.get("env", ()):
+            if "value" in variable:
+                values[variable["name"]] = variable["value"]
+                continue
             secret = variable["valueFrom"].get("secretKeyRef")
             values[variable["name"]] = PASSWORDS[secret["key"]] if secret else "1"
         here = {key: self.here(value, name) for key, value in values.items()}
@@ -113,7 +116,9 @@ class Node:
 
         text = re.sub(r"(?<![\w.-])/(?:etc/fairlead|etc/valkey|run/valkey|fairlead|data|tmp)\b", folder, text)
         text = re.sub(
-            r"(?:dns:///[a-z]+|0\.0\.0\.0|redis):(\d+)", lambda one: f"127.0.0.1:{self.ports[one[1]]}", text
+            r"(?:dns:///[a-z]+|0\.0\.0\.0|redis|feedback):(\d+)",
+            lambda one: f"127.0.0.1:{self.ports[one[1]]}",
+            text,
         )
         text = text.replace("port 6379", f"port {self.ports['6379']}").replace(
             "bind * -::*", "bind 127.0.0.1"
@@ -191,6 +196,7 @@ def _secrets(folder: Path) -> dict[str, dict[str, bytes]]:
     certificate, key = authority.issue("tls")
     keys = Keyfile(folder)
     shown = keys.add("worker", scopes=("score", "generate"))
+    lead = keys.add("lead", scopes=("curate",))
     return {
         "fairlead-tls": {
             "tls.crt": Path(certificate).read_bytes(),
@@ -199,10 +205,14 @@ def _secrets(folder: Path) -> dict[str, dict[str, bytes]]:
         },
         "fairlead-keys": {"keys.json": keys.path.read_bytes()},
         "fairlead-api-key": {"FAIRLEAD_API_KEY": shown.encode()},
+        "lead": {"FAIRLEAD_API_KEY": lead.encode()},
     }
 
 
-@pytest.fixture(params=[("keda",), pytest.param(("keda", "keys", "tls"), marks=pytest.mark.slow)], ids=str)
+@pytest.fixture(
+    params=[("keda", "feedback"), pytest.param(("keda", "feedback", "keys", "tls"), marks=pytest.mark.slow)],
+    ids=str,
+)
 def node(tmp_path: Path, request) -> Iterator[Node]:
     volume = tmp_path / "volume" / "fairlead"
     file = make(volume, updates=2)
@@ -211,7 +221,7 @@ def node(tmp_path: Path, request) -> Iterator[Node]:
     target = Target(overlay="kind", components=request.param, namespace="fairlead")
     free, wanted = (
         Ports(),
-        ("5001", "5002", "5003", "5004", "6379", "8080", *PROCESSES),
+        ("5001", "5002", "5003", "5004", "6379", "8080", "8400", *PROCESSES),
     )
     found = Node(tmp_path, render(load(file), target), {name: free.free(name) for name in wanted})
     found.secrets, found.encrypted = _secrets(tmp_path / "secrets"), "tls" in request.param
@@ -228,7 +238,7 @@ def node(tmp_path: Path, request) -> Iterator[Node]:
 # Six processes, four of them with torch: on a busy machine most of the time is spent waiting for cores.
 @pytest.mark.timeout(400)
 async def test_pods_of_a_run_start_become_healthy_and_complete_it(node: Node):
-    names = ("files", "redis", "reward", "reference", "policy", "gateway", "rollout-worker")
+    names = ("files", "redis", "reward", "reference", "policy", "gateway", "rollout-worker", "feedback")
     for name in names:
         node.start(name)
     await node.until("files", "readinessProbe")
@@ -241,6 +251,9 @@ async def test_pods_of_a_run_start_become_healthy_and_complete_it(node: Node):
     await node.until("reference", "startupProbe", "livenessProbe", "readinessProbe")
     await node.until("gateway", "startupProbe", "livenessProbe", "readinessProbe")
     assert await asyncio.to_thread(_scored_indices, node) == [0, 1]
+    await node.until("feedback", "startupProbe", "livenessProbe", "readinessProbe")
+    assert await asyncio.to_thread(_invited_with, node, "fairlead-api-key") == 403
+    assert await asyncio.to_thread(_invited_with, node, "lead") == 201
     node.start("trainer")
     await node.until("trainer", "startupProbe", "livenessProbe")
     await node.until("policy", "readinessProbe")
@@ -251,6 +264,8 @@ async def test_pods_of_a_run_start_become_healthy_and_complete_it(node: Node):
     _keda_sees_the_queue_and_nothing_else(node)
     for name in reversed(names[1:]):
         assert await asyncio.to_thread(node.stop, name) == 0, node.log(name)
+    store = node.root / "feedback" / "data" / "feedback.db"
+    assert (store.stat().st_mode & 0o777, store.read_bytes()[:6]) == (0o600, b"SQLite")
     secrets = [one.read_text(errors="replace") for one in node.root.glob("*.log")]
     shown = node.secrets["fairlead-api-key"]["FAIRLEAD_API_KEY"].decode().rpartition("_")[2]
     assert not [text for text in secrets if PASSWORDS["password"] in text or shown in text]
@@ -264,6 +279,17 @@ def _scored_indices(node: Node) -> list[int]:
     tls = ssl.create_default_context(cadata=authority) if node.encrypted else None
     answer = ask(address, "POST", "/v1/rewards", body, {"Authorization": f"Bearer {key}"}, tls=tls)
     return [one["index"] for one in answer.json["rewards"]]
+
+
+def _invited_with(node: Node, secret: str) -> int:
+    """Return the status of inviting a person with a key."""
+    key = node.secrets[secret]["FAIRLEAD_API_KEY"].decode()
+    tls = ssl.create_default_context(cadata=node.secrets["fairlead-tls"]["ca.crt"].decode())
+    address, body = f"127.0.0.1:{node.ports['8400']}", {"handle": "anna", "role": "labeler"}
+    headers = {"Authorization": f"Bearer {key}"}
+    return ask(
+        address, "POST", "/v1/feedback/people", body, headers, tls=tls if node.encrypted else None
+    ).status
 
 
 def _keda_sees_the_queue_and_nothing_else(node: Node) -> None:
