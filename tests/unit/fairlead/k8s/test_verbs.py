@@ -126,6 +126,23 @@ def test_optional_key_is_required_where_services_require_keys(cluster, fairlead)
     assert writes(cluster) == []
 
 
+def test_feedback_service_needs_keys_and_runs_without_the_other_services(cluster, fairlead):
+    fairlead("up", "--overlay", "kind", "run.toml", "--create-namespace", "--stage", "files")
+    asked = (*UP, "run.toml", "--stage", "files", "--component", "feedback")
+    asked += ("--set", "feedback.origin=https://people.test")
+    assert "has no Secret fairlead-keys" in fairlead(*asked, code=2).stderr
+    cluster.objects["secrets", "fairlead", "fairlead-keys"] = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "fairlead-keys"},
+    }
+    shown = fairlead(*asked)
+    assert set(shown.stdout.removeprefix("ready: ").replace(",", "").split()) == {"feedback", "files", "1"}
+    assert named(cluster, "ingresses")["feedback"]["spec"]["rules"][0]["host"] == "people.test"
+    fairlead("down")
+    assert not named(cluster, "ingresses")
+
+
 def test_second_up_changes_nothing_and_new_settings_replace_only_the_job(cluster, fairlead):
     fairlead(*UP, "run.toml")
     password = named(cluster, "secrets")["redis"]
