@@ -224,6 +224,8 @@ class _Processes:
         }
         if self.config.weights.transport == "grpc":
             found["FAIRLEAD_WEIGHTS__ADDRESSES"] = json.dumps(list(self.addresses.weights.clients))
+        if self.config.gateway.collect != "off":
+            found["FAIRLEAD_FEEDBACK__ADDRESSES"] = json.dumps(list(self.addresses.feedback.clients))
         if process in self.gpus:
             found["CUDA_VISIBLE_DEVICES"] = self.gpus[process]
         return found | {"FAIRLEAD_OBSERVE__METRICS_PORT": str(self.addresses.metrics[process])}

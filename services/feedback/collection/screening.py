@@ -41,6 +41,17 @@ def marks(turns: Sequence[Message]) -> tuple[Mark, ...]:
     return tuple(sorted(found, key=lambda one: (one.turn, one.span)))
 
 
+def parts(text: str) -> list[tuple[str, str]]:
+    """Return a text in parts, each with the kind of its mark; empty for what is not marked."""
+    found: list[tuple[str, str]] = []
+    end = 0
+    for span in sorted([*placeholders(text), *suspects(text)]):
+        if span.start >= end:
+            found += [(text[end : span.start], ""), (text[span.start : span.end], span.kind)]
+            end = span.end
+    return [part for part in (*found, (text[end:], "")) if part[0]]
+
+
 def masked_turns(turns: Sequence[Message], spans: Sequence[tuple[int, Span]]) -> tuple[Message, ...]:
     """Return turns with a placeholder in place of each span.
 

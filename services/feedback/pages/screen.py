@@ -7,6 +7,7 @@ from fastapi.responses import Response
 
 from fairlead.errors import InvalidInput
 from fairlead.types import Message
+from services.feedback.collection.screening import parts
 from services.feedback.identity import CurrentIdentity
 from services.feedback.pages.form import Form, read_form
 from services.feedback.pages.page import Renderer, routes
@@ -32,7 +33,10 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
             return renderer.page(
                 "lead/prompts",
                 identity.worker,
-                rows=[(one, turns_of(one.turns)) for one in found[:_ROWS]],
+                rows=[
+                    (one, turns_of(one.turns), [parts(turn.content) for turn in one.turns])
+                    for one in found[:_ROWS]
+                ],
                 more=max(0, len(found) - _ROWS),
                 decided="decided" in request.query_params,
             )

@@ -125,6 +125,12 @@ def test_service_on_another_machine_is_not_started():
     ]
 
 
+def test_gateway_that_collects_knows_the_feedback_service():
+    specs = plan(gateway__replicas=1, gateway__collect="asked", feedback__replicas=1)
+    (address,) = json.loads(specs["gateway-0"].environment["FAIRLEAD_FEEDBACK__ADDRESSES"])
+    assert address == specs["feedback-0"].environment["FAIRLEAD_FEEDBACK__BIND"]
+
+
 def test_configured_gateway_is_started_on_its_port():
     assert not [name for name in plan() if name.startswith("gateway")]
     port = Ports().free("test")

@@ -290,7 +290,7 @@ async def test_quiz_and_screening(service: Feedback) -> None:
 
     collected = [{"prompt": text, "state": "new"} for text in ("call 030 123456", "fine", "no")]
     ids = [one["id"] for one in (await service.local.post("/prompts", {"prompts": collected}))["prompts"]]
-    assert "call 030 123456" in (await lead.get("/prompts")).html
+    assert "call <mark>030 123456</mark>" in (await lead.get("/prompts")).html
     fields = {"decision": "mask", "turn_1": "call [PHONE]"}
     await lead.post(f"/prompts/{ids[0]}", **fields)
     await lead.post(f"/prompts/{ids[1]}", decision="accept")
