@@ -38,6 +38,7 @@ shows what it would install.
 | 3 | a newer trainer has taken over this run |
 | 4 | waited too long; the message says for what |
 | 5 | a guard stopped PPO because it detected reward hacking |
+| 6 | `iterate`: people agree too little, or a round's reward model is worse than the one before |
 | 128 + n | stopped by signal n: 129 hang-up, 130 Ctrl-C, 143 SIGTERM; the same command continues the run |
 
 Invalid input gives one line on standard error, `error: field: got …, allowed: …`, without a traceback. The

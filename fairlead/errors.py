@@ -35,6 +35,7 @@ All parts raise these; only the outermost layer of a process converts them to a 
     ├── NotFinite                   a loss, a gradient, a weight or a score is NaN or infinite; names it
     ├── NothingToTrain              every task of several updates was a dead letter; names the reasons
     ├── StoppedByGuard              reward hacking was detected; names the checkpoint that was restored
+    ├── StoppedByGate               a round of judgments or its reward model is too poor to continue; says why
     ├── ProcessFailed               a process of a local run failed for good
     ├── EngineFailed                vLLM cannot start or continue; a restart may help
     ├── ClusterRefused              the Kubernetes API refused a request; names the object and what to do
@@ -214,6 +215,10 @@ class StoppedByGuard(FairleadError):
     """PPO stopped because of reward hacking, after restoring its last good checkpoint."""
 
 
+class StoppedByGate(FairleadError):
+    """A round must not continue: people agree too little, or its reward model is worse than the last one."""
+
+
 class ProcessFailed(FairleadError):
     """A process of a local run ended and is not restarted."""
 
@@ -297,9 +302,10 @@ EXIT_CODE: dict[type[BaseException], int] = {
     Fenced: 3,
     Stalled: 4,
     StoppedByGuard: 5,
+    StoppedByGate: 6,
 }
 """Exit codes for the supervisor of a process: 2 do not restart; 3 a newer trainer runs; 4 stalled; 5 stopped
-by a guard, do not restart."""
+by a guard, do not restart; 6 stopped by the gate of a round."""
 
 
 def exit_code(error: BaseException) -> int:

@@ -20,6 +20,7 @@ from fairlead.cli import (
     export,
     feedback,
     generate,
+    iterate,
     k8s,
     keys,
     plan,
@@ -38,7 +39,7 @@ Your own data:  fairlead sft run.toml
                 fairlead ppo run.toml     (or: fairlead dpo run.toml)
 
 Exit codes: 0 done, 1 failed, 2 invalid flags, configuration, model or data, 3 a newer trainer took over,
-4 waited too long, 5 stopped by a guard, 128 + n stopped by signal n.
+4 waited too long, 5 stopped by a guard, 6 stopped by the gate of a round, 128 + n stopped by signal n.
 """
 
 
@@ -49,6 +50,7 @@ _ORDER = (
         "reward-model",
         "dpo",
         "ppo",
+        "iterate",
         "serve",
         "reload",
         "score",
@@ -115,6 +117,7 @@ def _root(
 
 
 stages.register(app)
+iterate.register(app)
 serve.register(app)
 reload.register(app)
 score.register(app)

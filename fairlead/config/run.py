@@ -39,6 +39,7 @@ from fairlead.config.infrastructure import (
     RanksSection,
     WeightsSection,
 )
+from fairlead.config.iterate import IterateSection
 from fairlead.config.preference import PreferenceSection
 from fairlead.config.sampling import EvaluationSection, SamplingSection
 from fairlead.config.serving import (
@@ -118,6 +119,8 @@ class RunConfig(BaseSettings):
     """The HTTP gateway."""
     feedback: FeedbackSection = FeedbackSection()
     """The feedback service."""
+    iterate: IterateSection = IterateSection()
+    """Rounds with people in the loop."""
     queue: QueueSection = QueueSection()
     """The queue in Redis."""
     weights: WeightsSection = WeightsSection()

@@ -292,6 +292,33 @@ class FeedbackClient:
                 counts[count] += number
         return counts
 
+    def register(
+        self,
+        kind: str,
+        artifact: str,
+        made_from: Sequence[str],
+        *,
+        place: str = "",
+        details: Mapping[str, object] | None = None,
+    ) -> dict[str, Any]:
+        """Register a model with what it was made from; the same again changes nothing.
+
+        Args:
+            kind: `reward_model` or `policy`.
+            artifact: its id, such as a digest.
+            made_from: ids of snapshots and models.
+            place: where it is.
+            details: more about it.
+
+        Raises:
+            Conflict: there is another artifact of this id.
+            FairleadError: see `Connection.request`.
+        """
+        body = {"id": artifact, "kind": kind, "made_from": list(made_from)}
+        found = self.call("POST", "/artifacts", body | {"place": place, "details": dict(details or {})})
+        assert isinstance(found, dict)
+        return found
+
     def _hand_in(self, assignment: str, body: Mapping[str, object]) -> Receipt:
         headers = {"idempotency-key": secrets.token_hex(16)}
         path = f"{_API}/assignments/{quote(assignment)}/judgment"

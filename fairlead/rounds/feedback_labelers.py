@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.config import RunConfig
-from fairlead.errors import FairleadError, Stalled
+from fairlead.errors import FairleadError, InvalidInput, Stalled
 from fairlead.feedback_client import FeedbackClient
 from fairlead.feedback_client.follow import RankingsFile
 from fairlead.rounds.files import prompt_json
@@ -24,6 +24,8 @@ from fairlead.rounds.labelers import Ranking, Task
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 2.0
+_OF_A_ROUND = ("random", "uncertain")
+"""Why a task of a round was chosen."""
 _FRESH_PRIORITY = 10
 """Above that of the tasks of a round: they are of use only while PPO runs."""
 
@@ -39,7 +41,8 @@ class FeedbackLabelers:
     project: str | None = None
     """Name of the project; that of the service's configuration by default."""
     wanted_judgments: int
-    """Judgments of a round that are waited for; at most one for each of its tasks."""
+    """Judgments of a round, without those of held-out people, that are waited for; at most one for each of
+    its tasks. A round also ends when the project wants nothing more."""
     longest_wait_seconds: float = float("inf")
     """How long to wait without any new judgment."""
     fresh_per_update: int = 0
@@ -84,7 +87,8 @@ class FeedbackLabelers:
                 if len(counting) != before:
                     changed = time.monotonic()
                     self.show(f"{len(counting)} of {wanted} judgments of round {number}")
-                if len(counting) >= wanted:
+                # Held-out people may have had the tasks that are missing.
+                if len(counting) >= wanted or client.figures("progress", project=self.project)["wanted"] == 0:
                     break
                 if time.monotonic() - changed > self.longest_wait_seconds:
                     raise Stalled(
@@ -92,7 +96,28 @@ class FeedbackLabelers:
                         f"{len(counting)} of {wanted}; the same command continues"
                     )
                 time.sleep(self.poll_seconds)
-            return self._rankings(client, number)
+            self._withdraw_open(client, lambda task: task["round"] == number and task["why"] in _OF_A_ROUND)
+            rankings, self.digests[number] = self._rankings(client, number, "train")
+            return rankings
+
+    def ranked(self, number: int, *, cohort: str = "train") -> tuple[Sequence[Ranking], str]:
+        """Return what people of a cohort have ranked of a round until now, and the digest of that snapshot.
+
+        Args:
+            number: number of the round.
+            cohort: `train`, or `heldout` for people who only measure.
+
+        Returns:
+            Rankings and digest; nothing and an empty text if there are none.
+
+        Raises:
+            FairleadError: as the client says.
+        """
+        with self.connect() as client:
+            try:
+                return self._rankings(client, number, cohort)
+            except InvalidInput:  # no judgment matches
+                return [], ""
 
     @contextmanager
     def following(self, config: RunConfig) -> Iterator[None]:
@@ -124,6 +149,19 @@ class FeedbackLabelers:
         finally:
             done.set()
             thread.join()
+            # They would come before the tasks of the next round.
+            with self.connect() as client:
+                self._withdraw_open(client, lambda task: task["why"] == "fresh")
+
+    def _withdraw_open(self, client: FeedbackClient, chosen: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Withdraw open tasks that nothing waits for any more; work in progress on them is kept."""
+        after: int | None = 0
+        while after is not None:
+            query = {"project": self.project, "after": after, "state": "open"}
+            page = client.call("GET", "/tasks", query=query)
+            for task in filter(chosen, page["tasks"]):
+                client.call("PATCH", f"/tasks/{task['id']}", {"state": "withdrawn"})
+            after = page["next"]
 
     def _task(self, number: int, answers: Task) -> dict[str, Any] | None:
         texts = dict.fromkeys(answer.text for answer in answers if answer.ended)
@@ -132,11 +170,12 @@ class FeedbackLabelers:
         responses = [{"text": text, "run": self.run} for text in texts]
         return {"prompt": prompt_json(answers[0].prompt), "responses": responses, "round": number}
 
-    def _rankings(self, client: FeedbackClient, number: int) -> list[dict[str, Any]]:
+    def _rankings(self, client: FeedbackClient, number: int, cohort: str) -> tuple[list[dict[str, Any]], str]:
+        """Return the rankings of a cohort in a round, and the digest of their snapshot."""
         more = {} if self.project is None else {"project": self.project}
-        snapshot = client.snapshot(rounds=[number], whys=["random", "uncertain"], **more)
-        self.digests[number] = snapshot["digest"]
-        return [json.loads(line) for line in client.export(snapshot["digest"]).splitlines()]
+        snapshot = client.snapshot(rounds=[number], whys=_OF_A_ROUND, cohorts=[cohort], **more)
+        digest = snapshot["digest"]
+        return [json.loads(line) for line in client.export(digest).splitlines()], digest
 
     def _add_fresh(self, client: FeedbackClient, pairs: FreshPairs) -> None:
         new = []

@@ -56,6 +56,20 @@ class Loop:
         for number in range(num_rounds):
             self._run_round(steps, number, last=number + 1 == num_rounds)
 
+    def sample_again(self, number: int) -> None:
+        """Let the policy of the round before answer the tasks of a round."""
+        config, files = self.config, files_of(self.config)
+        before = round_config(config, number - 1)
+
+        async def work() -> None:
+            async with serving(before, {"policy": before.folder.policy_model}) as addresses:
+                tasks = await answer_tasks(
+                    config, addresses["policy"], self.prompts, self.plan, number=number
+                )
+                write_answers(files.of_round(number, "tasks"), tasks)
+
+        asyncio.run(work())
+
     def sample(self) -> None:
         """Let the fine-tuned policy answer the tasks of the first round and the evaluation's prompts."""
         config, files = self.config, files_of(self.config)

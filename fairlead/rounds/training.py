@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from fairlead.config import RunConfig
-from fairlead.errors import FairleadError, ProcessFailed
+from fairlead.errors import FairleadError, ProcessFailed, StoppedByGuard
 from fairlead.local import run as local_run
 from fairlead.local import serving
+from fairlead.local.restart_policy import EXIT_GUARDED
 from fairlead.local.standby import Standby
 from fairlead.rounds.labelers import Labelers
 
@@ -62,6 +63,7 @@ class Training:
 
         Raises:
             StageStopped, ProcessFailed: as `sft`.
+            StoppedByGuard: by a guard.
         """
         with labelers.following(config):
             self._stage(config, "ppo")
@@ -70,5 +72,7 @@ class Training:
         outcome = local_run.run_stage(config, stage, console=self.console, standby=self.standby)
         if outcome.code >= _SIGNALLED:
             raise StageStopped(outcome.message, outcome.code)
+        if outcome.code == EXIT_GUARDED:
+            raise StoppedByGuard(outcome.message)
         if outcome.code:
             raise ProcessFailed(outcome.message)

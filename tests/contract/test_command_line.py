@@ -36,8 +36,8 @@ def test_page_matches_the_help():
 
 
 def test_documented_verbs_exist_in_order():
-    promised = "quickstart sft reward-model dpo ppo serve reload score generate best-of-n compare data"
-    promised += " feedback agreement export export-triton report status audit plan"
+    promised = "quickstart sft reward-model dpo ppo iterate serve reload score generate best-of-n compare"
+    promised += " data feedback agreement export export-triton report status audit plan"
     assert GROUP.list_commands(None)[: len(promised.split())] == promised.split()
 
 

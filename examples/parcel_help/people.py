@@ -1,0 +1,18 @@
+"""The people of parcel help, simulated: for `fairlead iterate --with-simulated-labelers`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from examples.parcel_help.habits import HabitualLabeler
+
+NUM_TRAIN = 6
+NUM_HELDOUT = 2
+
+
+def people(*, seed: int) -> Mapping[str, Sequence[HabitualLabeler]]:
+    """Return honest labelers with the noise of the quickstart's, by cohort."""
+    return {
+        cohort: [HabitualLabeler(f"{cohort}-{place}", seed=seed) for place in range(count)]
+        for cohort, count in (("train", NUM_TRAIN), ("heldout", NUM_HELDOUT))
+    }
