@@ -5,6 +5,7 @@ sockets; and a feedback service that is not there.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import socket
 from pathlib import Path
@@ -14,12 +15,14 @@ from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
 from fairlead import metrics
+from fairlead.cli.feedback_sample import uncertainty
 from fairlead.cli.main import app
 from fairlead.config import load
 from fairlead.errors import ConfigError
 from services.gateway.collection import collector_of
 from tests.feedback_service import Feedback, feedback
-from tests.gateway_world import Gateway, gateway, policy_server
+from tests.gateway_world import Gateway, gateway, policy_server, reward_server
+from tests.tiny import tiny_reward_model
 from tests.waiting import until
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
@@ -77,10 +80,13 @@ async def test_prompts_whose_users_ask_for_it_become_tasks(tmp_path: Path) -> No
             ) as http:
                 assert await chat(http, body(20), body(21, store=False)) == [200] * 2
                 await until(lambda: sample(http, "sent_total") == 1)
-            await screened_and_sampled(people, policy.address, folder)
+            model = tiny_reward_model(tmp_path / "reward")
+            (model / "chat_template.jinja").write_text(TEMPLATE)
+            async with reward_server(model) as reward:
+                await screened_and_sampled(people, policy.address, reward, folder)
 
 
-async def screened_and_sampled(people: Feedback, policy: str, folder: Path) -> None:
+async def screened_and_sampled(people: Feedback, policy: str, reward: str, folder: Path) -> None:
     waiting = (await people.local.get("/prompts"))["prompts"]
     assert sorted(one["consent"] for one in waiting) == ["asked"] * 6 + ["notice:v2"]
     assert all(one["prompt"][0]["content"].endswith(" [EMAIL]") for one in waiting)
@@ -92,17 +98,29 @@ async def screened_and_sampled(people: Feedback, policy: str, folder: Path) -> N
     reject = {"state": "rejected", "reason": "harmful"}
     assert (await people.local.ask("PATCH", f"/prompts/{waiting[0]['id']}", reject)).status == 200
     command = ["feedback", "sample", "--address", people.address, "--policy", policy, "--k", "3"]
-    command += ["--max-new-tokens", "4", "--count", "5", "--round", "2"]
+    command += ["--max-new-tokens", "4", "--count", "3", "--round", "2"]
     for extra in ("--random-share=0.8", "--reward=127.0.0.1:1"):
         wrong = await asyncio.to_thread(CliRunner().invoke, app, [*command, extra])
         assert wrong.exit_code == 2, wrong.output
     done = await asyncio.to_thread(CliRunner().invoke, app, command)
     assert done.exit_code == 0, done.output
     tasks = (await people.local.get("/tasks"))["tasks"]
-    assert [(one["why"], one["round"], one["answers"]) for one in tasks] == [("random", 2, 3)] * 5
+    assert [(one["why"], one["round"], one["answers"]) for one in tasks] == [("random", 2, 3)] * 3
     whole = await people.local.get(f"/tasks/{tasks[0]['id']}")
     assert whole["responses"][0]["weight_version"] == "0-0"
+    command += ["--random-share", "0.5", "--reward", reward, "--count", "2"]
+    done = await asyncio.to_thread(CliRunner().invoke, app, command)
+    assert done.exit_code == 0, done.output
+    tasks = (await people.local.get("/tasks"))["tasks"]
+    assert [one["why"] for one in tasks[3:]] == ["random", "uncertain"]
     assert (await people.local.get("/collected"))["all"] == 1
+
+
+def test_uncertainty_is_greatest_for_equal_scores() -> None:
+    assert uncertainty([1.0, 1.0, 1.0], 0.0) == 1
+    p = 1 / (1 + math.exp(-2 / 4))
+    assert uncertainty([3.0, 1.0], 4.0) == pytest.approx(4 * p * (1 - p))
+    assert uncertainty([0.0, 0.0, 1_000.0], 0.0) == pytest.approx(1 / 3)
 
 
 async def test_callers_do_not_wait_for_a_feedback_service_that_hangs(tmp_path: Path) -> None:
