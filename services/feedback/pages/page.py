@@ -38,6 +38,11 @@ _TITLES = {
     404: "There is no such page",
     409: "That cannot be done any more",
 }
+_MESSAGES = {
+    "Not Found": "The address is wrong, or what it named is gone.",
+    "Method Not Allowed": "This address takes only what a form of its page sends.",
+}
+"""Messages of the framework in words for people."""
 
 
 class Renderer:
@@ -88,7 +93,8 @@ class Renderer:
         if failure.status == 401:
             found = self.sign_in(title, back=path, message=failure.message, status=401)
         else:
-            values: dict[str, object] = {"message": failure.message, "request_id": request_id}
+            message = _MESSAGES.get(failure.message, failure.message)
+            values: dict[str, object] = {"message": message, "request_id": request_id}
             found = self.page("failure", None, failure.status, title=title, **values)
         headers = MutableHeaders(raw=found.raw_headers)
         for name, value in failure.headers.items():
