@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,26 @@ import pytest
 from fairlead.config import load
 from fairlead.data.chat import Chat
 from fairlead.data.records import load_preferences
-from fairlead.errors import Stalled
+from fairlead.errors import ConfigError, Stalled
 from fairlead.feedback_client import FeedbackClient
 from fairlead.local.serving import GeneratedAnswer
 from fairlead.rounds.feedback_labelers import FeedbackLabelers
 from fairlead.rounds.files import write_rows
+from fairlead.rounds.gate import measuring_pairs
+from fairlead.rounds.simulated import labelling, load_cohorts
 from fairlead.types import Message
 from tests.feedback_service import feedback
+
+
+@dataclass(frozen=True)
+class ByText:
+    """Prefers texts in alphabetical order."""
+
+    name: str
+
+    def ranks(self, prompt: str, texts: Sequence[str]) -> Sequence[int]:
+        return [sorted(texts).index(text) + 1 for text in texts]
+
 
 CHAT = Chat((Message("user", "hello"),))
 
@@ -72,6 +87,38 @@ async def test_rankings_of_a_round_come_back_after_an_interruption(tmp_path: Pat
         write_rows(tmp_path / "rankings.jsonl", rankings)
         read = load_preferences(load(overrides={"data.preferences": str(tmp_path / "rankings.jsonl")}))
         assert len(read.train) + len(read.heldout) == 2
+
+
+async def test_round_ends_when_held_out_people_had_the_other_tasks(tmp_path: Path) -> None:
+    tasks = [[GeneratedAnswer(f"p{n}", text, True) for text in ("b", "a")] for n in range(12)]
+    people: dict[str, list[ByText]] = {"train": [ByText("t0")], "heldout": [ByText("h0"), ByText("h1")]}
+    async with feedback(tmp_path) as http:
+
+        def connect() -> FeedbackClient:
+            return FeedbackClient(http.address, api_key="")
+
+        labelers = FeedbackLabelers(
+            connect=connect, run="r", wanted_judgments=12, longest_wait_seconds=30, poll_seconds=0.05
+        )
+
+        def work() -> int:
+            labelers.give(0, tasks)
+            with labelling(connect, people, project=None):
+                rankings = labelers.wait(0)
+            again, digest = labelers.ranked(0)
+            heldout, other = labelers.ranked(0, cohort="heldout")
+            assert list(rankings) == list(again)
+            assert labelers.digests[0] == digest != other
+            assert all(one["cohort"] == "heldout" for one in heldout)
+            assert labelers.ranked(1) == ([], "")
+            measuring = measuring_pairs(heldout, rankings)
+            assert sorted(better for group in measuring for _, better, _ in group) == ["a"] * len(heldout)
+            return len(rankings) + len(heldout)
+
+        assert await asyncio.to_thread(work) == 12
+        with pytest.raises(ConfigError, match="--with-simulated-labelers"):
+            load_cohorts("examples.parcel_help.people:nobody", seed=0)
+        assert set(load_cohorts("examples.parcel_help.people:people", seed=0)) == {"train", "heldout"}
 
 
 async def test_answers_of_updates_are_compared_while_ppo_runs(tmp_path: Path) -> None:
