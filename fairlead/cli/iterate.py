@@ -77,6 +77,8 @@ def iterate(
 def _run(config: RunConfig, num_rounds: int, cohorts: Cohorts | None) -> None:
     from rich.console import Console
 
+    from fairlead.config import RunFolder
+    from fairlead.local.run_files import RunLock
     from fairlead.local.standby import Standby
     from fairlead.rounds import embedded, iteration
     from fairlead.rounds.simulated import labelling
@@ -99,6 +101,8 @@ def _run(config: RunConfig, num_rounds: int, cohorts: Cohorts | None) -> None:
         show=_show,
     )
     with contextlib.ExitStack() as stack:
+        # Not the lock of the run's folder, which each stage takes.
+        stack.enter_context(RunLock(RunFolder(config.folder.root / "iterate")))
         standby = stack.enter_context(Standby())
         if embedded.is_embedded(config):
             need("feedback")
