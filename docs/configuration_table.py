@@ -56,7 +56,7 @@ COMMON = {
     "gateway": "replicas addresses tls chat_log collect collect_notice",
     "feedback": "replicas addresses tls origin store",
     "feedback.collect": "share per_user keep_days",
-    "feedback.project": "name kinds overlap shared_share gold_share",
+    "feedback.project": "name kinds overlap shared_share gold_share judges audit_share",
     "iterate": "rounds tasks answers wanted_judgments min_agreement gate patience_hours",
     "queue": "redis_url redis_password",
     "weights": "transport dtype",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fairlead.cli import feedback_judge
 from fairlead.cli.feedback_options import Address, Project, client_of
 from fairlead.cli.feedback_sample import sample
 from fairlead.cli.output import (
@@ -191,12 +192,13 @@ def status(address: Address, project: Project = None, as_json: Json = False) -> 
 @app.command(
     "figures",
     help=with_examples(
-        "Show figures of a project as JSON: agreement with intervals, labelers, or biases.",
+        "Show figures of a project as JSON: agreement with intervals, labelers, model judges beside "
+        "people, or biases.",
         "fairlead feedback figures agreement --address 127.0.0.1:8400",
     ),
 )
 def figures(
-    name: Annotated[str, typer.Argument(help="agreement, labelers, bias or progress.")],
+    name: Annotated[str, typer.Argument(help="agreement, labelers, judges, bias or progress.")],
     address: Address,
     project: Project = None,
 ) -> None:
@@ -320,6 +322,9 @@ def follow(
             if once:
                 return
             time.sleep(_POLL_SECONDS)
+
+
+app.command("judge", help=feedback_judge.HELP)(feedback_judge.judge)
 
 
 @app.command(

@@ -108,6 +108,8 @@ class PolicySpeaker:
 
     policy: Policy
     """Its client."""
+    max_tokens: int = _MAX_JUDGE_TOKENS
+    """Longest reply."""
 
     @property
     def version(self) -> str:
@@ -119,7 +121,7 @@ class PolicySpeaker:
         from fairlead.data.chat import Chat
         from fairlead.types import Message, SamplingParams
 
-        sampling = SamplingParams(temperature=0.0, max_new_tokens=_MAX_JUDGE_TOKENS)
+        sampling = SamplingParams(temperature=0.0, max_new_tokens=self.max_tokens)
         [found] = await self.policy.answers(Chat((Message("user", message),)), sampling, 1)
         return found.text
 
@@ -134,6 +136,8 @@ class OpenAISpeaker:
     """Name of the model."""
     timeout_seconds: float
     """Deadline of a request."""
+    max_tokens: int = _MAX_JUDGE_TOKENS
+    """Longest reply."""
 
     @property
     def version(self) -> str:
@@ -162,7 +166,7 @@ class OpenAISpeaker:
             "model": self.model,
             "messages": [{"role": "user", "content": message}],
             "temperature": 0,
-            "max_tokens": _MAX_JUDGE_TOKENS,
+            "max_tokens": self.max_tokens,
         }
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):

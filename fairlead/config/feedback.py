@@ -68,6 +68,10 @@ class ProjectSection(Section):
     """The same for programs."""
     revise_seconds: float = Field(default=86_400.0, ge=0)
     """How long after it was handed in a judgment may be revised or withdrawn by its author."""
+    judges: Literal["none", "train"] = "none"
+    """Whether rankings of model judges may be exported for training, in a file of their own."""
+    audit_share: float = Field(default=0.1, ge=0.05, le=1)
+    """Share of the tasks that a model judge labels, drawn at random, which people label too."""
 
     @model_validator(mode="after")
     def _check_answers(self) -> Self:

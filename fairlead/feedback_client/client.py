@@ -219,7 +219,7 @@ class FeedbackClient:
             after = int(page["after"])
 
     def figures(self, name: str, *, project: str | None = None) -> dict[str, Any]:
-        """Return figures of a project: `progress`, `agreement`, `labelers` or `bias`.
+        """Return figures of a project: `progress`, `agreement`, `labelers`, `judges` or `bias`.
 
         Raises:
             FairleadError: see `Connection.request`.

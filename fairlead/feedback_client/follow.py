@@ -41,6 +41,8 @@ class RankingsFile:
     def append_new(self, client: FeedbackClient) -> int:
         """Append what was ranked since the last line, and return how many lines that are.
 
+        Rankings of model judges are left out: fresh rankings measure, and judges must not.
+
         Raises:
             FairleadError: as the client says.
         """
@@ -49,7 +51,7 @@ class RankingsFile:
         with self._path.open("ab") as file:
             for found in client.judgments(after=self._after, project=self._project):
                 line = found.get("line") or {}
-                if "responses" in line and self._keep(line):
+                if "responses" in line and line.get("kind") != "judge" and self._keep(line):
                     text = json.dumps(line | {"seq": found["seq"]}, ensure_ascii=False)
                     file.write(text.encode("utf-8", "replace") + b"\n")
                     file.flush()

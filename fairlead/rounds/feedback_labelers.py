@@ -82,7 +82,8 @@ class FeedbackLabelers:
                 for one in client.judgments(after=after, project=self.project):
                     after = int(one["seq"])
                     counting.discard(one["replaces"])
-                    if one.get("line", {}).get("round") == number and one["line"]["cohort"] == "train":
+                    line = one.get("line", {})
+                    if line.get("round") == number and line["cohort"] == "train" and line["kind"] != "judge":
                         counting.add(one["judgment"])
                 if len(counting) != before:
                     changed = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from services.feedback import auditing
 from services.feedback.service import Service
 from services.feedback.store.judged import Ranking, Receipt, Said
 
@@ -19,6 +20,8 @@ async def hand_in(
         metrics.hand_in_seconds.observe(time.monotonic() - started)
         metrics.judgments.labels("ranking" if isinstance(said, Ranking) else "text").inc()
         metrics.late.inc(found.late)
+        if isinstance(said, Ranking):
+            await run(auditing.look, service, found.entry)
     return found
 
 

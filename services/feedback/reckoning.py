@@ -14,7 +14,7 @@ from fairlead import judgments
 from fairlead.judgments import Judgment, LabelerFigures
 from services.feedback.service import Service
 from services.feedback.store.judged import Filter, Judged
-from services.feedback.store.records import COHORTS, PERSON_KINDS, RANKED_KINDS
+from services.feedback.store.records import BESIDES_JUDGES, COHORTS, RANKED_KINDS
 
 SEED = 0
 """Of the resampling, so that the same judgments have the same intervals."""
@@ -44,9 +44,9 @@ class Disagreement:
 
 
 def rankings(service: Service, project: str, whys: Sequence[str]) -> list[Judged]:
-    """Return the rankings of a project that count, by everybody, oldest first."""
+    """Return the rankings of a project that count, by everybody but judges, oldest first."""
     wanted = Filter(
-        project=project, kinds=RANKED_KINDS, cohorts=COHORTS, people=PERSON_KINDS, whys=tuple(whys)
+        project=project, kinds=RANKED_KINDS, cohorts=COHORTS, people=BESIDES_JUDGES, whys=tuple(whys)
     )
     return service.store.snapshots.judged(wanted)
 

@@ -109,6 +109,7 @@ ROUTES: Mapping[tuple[str, str], Need | None] = {
     ("GET", f"{API}/figures/progress"): LEAD,
     ("GET", f"{API}/figures/agreement"): LEAD,
     ("GET", f"{API}/figures/labelers"): LEAD,
+    ("GET", f"{API}/figures/judges"): LEAD,
     ("GET", f"{API}/figures/bias"): LEAD,
     ("GET", f"{API}/snapshots"): LEAD,
     ("POST", f"{API}/snapshots"): LEAD,

@@ -1,4 +1,4 @@
-"""Figures of a project: progress, agreement, each labeler, and biases.
+"""Figures of a project: progress, agreement, each labeler, model judges beside people, and biases.
 
 Agreement and biases are computed from tasks drawn at random, unless others are asked for.
 """
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from fairlead import judgments
+from services.feedback import auditing
 from services.feedback.api.bodies import Why, routes
 from services.feedback.reckoning import SEED, SHARED, of_project
 from services.feedback.service import Service
@@ -64,6 +65,13 @@ def router(service: Service) -> APIRouter:
             }
 
         return await run(work, await project_id(project))
+
+    @api.get("/figures/judges", summary="Judges")
+    async def model_judges(project: Project = None) -> dict[str, Any]:
+        """Return each model judge's agreement with people on audited tasks, beside people's with one another,
+        its ties, and how often it says the same in both orders.
+        """
+        return {"judges": await run(auditing.judges, service, await project_id(project))}
 
     @api.get("/figures/bias", summary="Biases")
     async def bias(project: Project = None, why: Whys = ["random"]) -> dict[str, Any]:  # noqa: B006

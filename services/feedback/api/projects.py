@@ -37,6 +37,8 @@ class ProjectChange(Body):
     """How long a judgment may be revised."""
     judges: Literal["none", "train"] | None = None
     """Whether rankings of judges are trained on."""
+    audit_share: float | None = None
+    """Share of the tasks that a judge labels which people label too; at least 0.05."""
 
     def settings(self, before: ProjectSettings) -> ProjectSettings:
         """Return the settings with the changes."""

@@ -16,7 +16,7 @@ from services.feedback.store.limits import (
     check_whole,
     check_word,
 )
-from services.feedback.store.records import Answer, Task
+from services.feedback.store.records import BESIDES_JUDGES, Answer, Task
 
 if TYPE_CHECKING:
     from fairlead.judgments import Judgment
@@ -173,8 +173,8 @@ class Filter:
     """Kinds of tasks."""
     cohorts: tuple[str, ...] = ("train",)
     """Cohorts of people."""
-    people: tuple[str, ...] = ("labeler", "simulated", "import")
-    """Kinds of people."""
+    people: tuple[str, ...] = BESIDES_JUDGES
+    """Kinds of people. A snapshot has judges alone or not at all."""
     whys: tuple[str, ...] = ("random", "uncertain", "fresh", "audit")
     """Why the task was chosen."""
     rounds: tuple[int, ...] = ()

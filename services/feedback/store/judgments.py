@@ -9,6 +9,7 @@ from typing import Any
 
 from fairlead.errors import Conflict, InvalidInput, NotFound, PermissionDenied
 from services.feedback.store.base import Connection
+from services.feedback.store.canonical import drawn
 from services.feedback.store.context import Context
 from services.feedback.store.judged import COUNTING, HANDED_IN, Entry, Ranking, Receipt, Said
 from services.feedback.store.leases import has_place, require_assignment
@@ -16,9 +17,11 @@ from services.feedback.store.limits import check_text, check_word
 from services.feedback.store.log import append, by_request, request_key, require_entry
 from services.feedback.store.people import require_active, require_person
 from services.feedback.store.projects import require_project
-from services.feedback.store.records import Assignment, Task
+from services.feedback.store.records import JUDGE, Assignment, Task
 from services.feedback.store.tasks import require_task, settle
 
+_PEOPLE_OF_AUDIT = 2
+"""People who get a task on which a judge is audited, at least."""
 _SKIPS_FOR_REVIEW = 3
 """Skips of a task for one reason after which a reviewer looks at it."""
 
@@ -50,7 +53,7 @@ class Judgments:
         key = request_key(person, request)
         now = self._context.now()
         with self._context.database.writing() as connection:
-            require_person(connection, person)
+            someone = require_person(connection, person)
             known = require_assignment(connection, assignment, person)
             if before := _handed_in(connection, known, key):
                 return before
@@ -69,10 +72,27 @@ class Judgments:
                 id=assignment,
             )
             connection.run("DELETE FROM draft WHERE assignment = :id", id=assignment)
+            if someone.kind == JUDGE and not late:
+                self._draw_for_audit(connection, task)
             settle(connection, [task.id])
             kind = "judgment" if isinstance(said, Ranking) else "writing"
             fields = {"kind": kind, "task": task.id, "person": person, "at": now, "late": late}
             return _receipt(append(connection, fields, body, request=key))
+
+    def _draw_for_audit(self, connection: Connection, task: Task) -> None:
+        """Give a locked task that a judge has labeled to people too, by the share of the project.
+
+        The judge's judgment then takes no place of theirs, and at least two people get the task, so that the
+        judge can be compared with them and they with one another. Nothing that they see says so.
+        """
+        share = require_project(connection, task.project).settings.audit_share
+        if task.why == "gold" or not drawn(self._context.secret, share, "audit", task.id):
+            return
+        connection.run(
+            "UPDATE task SET overlap = :overlap WHERE id = :task",
+            task=task.id,
+            overlap=max(task.overlap + 1, _judges_of(connection, task.id) + _PEOPLE_OF_AUDIT),
+        )
 
     def skip(
         self, assignment: str, person: str, reason: str, *, note: str = "", request: str | None = None
@@ -249,6 +269,18 @@ class Judgments:
         if first is None or now - first["at"] > window:
             raise Conflict(f"entry {entry} can be changed only within {window:g} s after it was handed in")
         return known, task
+
+
+def _judges_of(connection: Connection, task: str) -> int:
+    """Return how many judges have labeled a task in time."""
+    row = connection.one(
+        """
+        SELECT COUNT(*) AS number FROM assignment JOIN person ON person.id = assignment.person
+        WHERE assignment.task = :task AND assignment.state = 'done' AND person.kind = 'judge'
+        """,
+        task=task,
+    )
+    return int(row["number"]) if row else 0
 
 
 def _handed_in(connection: Connection, assignment: Assignment, key: str | None) -> Receipt | None:

@@ -13,7 +13,7 @@ from fairlead.errors import InvalidInput, NotFound, PermissionDenied, Unauthenti
 from services.feedback.store.base import Connection, Row
 from services.feedback.store.context import Context, new_id
 from services.feedback.store.limits import check_choice, check_handle, check_identifier, check_number
-from services.feedback.store.records import COHORTS, PERSON_KINDS, ROLES, NewPerson, Person
+from services.feedback.store.records import COHORTS, JUDGE, PERSON_KINDS, ROLES, NewPerson, Person
 
 INVITATION_SECONDS = 7 * 86_400.0
 """How long an invitation may be used."""
@@ -40,6 +40,7 @@ class People:
         check_choice("kind", person.kind, PERSON_KINDS)
         check_choice("role", person.role, ROLES)
         check_choice("cohort", person.cohort, COHORTS)
+        _check_cohort(person.kind, person.cohort)
         check_handle("handle", person.handle)
         if person.subject is not None:
             check_identifier("subject", person.subject)
@@ -122,6 +123,7 @@ class People:
         with self._context.database.writing() as connection:
             known = require_person(connection, person)
             wanted = changes.get("cohort", known.cohort)
+            _check_cohort(known.kind, wanted)
             if wanted != known.cohort and connection.one(
                 "SELECT id FROM entry WHERE person = :person LIMIT 1", person=person
             ):
@@ -294,6 +296,16 @@ def require_active(person: Person) -> Person:
 def end_sessions(connection: Connection, person: str) -> None:
     """End all sessions of a person."""
     connection.run("DELETE FROM session WHERE person = :person", person=person)
+
+
+def _check_cohort(kind: str, cohort: object) -> None:
+    """Check that a judge is not held out: what people say measures judges, and never the reverse.
+
+    Raises:
+        InvalidInput: if it is.
+    """
+    if kind == JUDGE and cohort != "train":
+        raise InvalidInput("cohort", got=cohort, allowed="train, for a judge: only people are held out")
 
 
 def _digest(token: str) -> str:

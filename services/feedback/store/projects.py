@@ -21,6 +21,8 @@ from services.feedback.store.limits import (
 from services.feedback.store.people import require_person
 from services.feedback.store.records import TASK_KINDS, Guideline, Project, ProjectSettings, Reading
 
+LEAST_AUDIT = 0.05
+"""Smallest `audit_share`: a judge that nobody looks at is not to be trusted."""
 _STATES = ("active", "paused", "finished")
 
 
@@ -41,10 +43,11 @@ class Projects:
             row = connection.one(
                 """
                 INSERT INTO project (id, name, kinds, min_answers, max_answers, overlap, shared_share,
-                  gold_share, lease_seconds, program_lease_seconds, revise_seconds, judges, state, made)
+                  gold_share, lease_seconds, program_lease_seconds, revise_seconds, judges, audit_share,
+                  state, made)
                 VALUES (:id, :name, :kinds, :min_answers, :max_answers, :overlap, :shared_share,
                   :gold_share, :lease_seconds, :program_lease_seconds, :revise_seconds, :judges,
-                  'active', :made)
+                  :audit_share, 'active', :made)
                 ON CONFLICT DO NOTHING RETURNING *
                 """,
                 id=new_id(),
@@ -100,7 +103,7 @@ class Projects:
                   max_answers = :max_answers, overlap = :overlap, shared_share = :shared_share,
                   gold_share = :gold_share, lease_seconds = :lease_seconds,
                   program_lease_seconds = :program_lease_seconds, revise_seconds = :revise_seconds,
-                  judges = :judges, state = :state
+                  judges = :judges, audit_share = :audit_share, state = :state
                 WHERE id = :id RETURNING *
                 """,
                 id=project,
@@ -237,6 +240,7 @@ def _checked(settings: ProjectSettings, limits: Limits) -> dict[str, object]:
     }
     for name in ("shared_share", "gold_share"):
         values[name] = check_number(name, getattr(settings, name), 0.0, 1.0)
+    values["audit_share"] = check_number("audit_share", settings.audit_share, LEAST_AUDIT, 1.0)
     for name in ("lease_seconds", "program_lease_seconds"):
         values[name] = check_number(name, getattr(settings, name), 0.001)
     return values

@@ -20,6 +20,10 @@ REASONS = ("random", "uncertain", "fresh", "gold", "audit")
 """Why a task was chosen. Only tasks drawn at random may measure anything."""
 PERSON_KINDS = ("labeler", "judge", "simulated", "import")
 """Kinds of people; all but labelers are programs."""
+JUDGE = "judge"
+"""The kind of models that label. Their rankings are apart from those of all others."""
+BESIDES_JUDGES = tuple(kind for kind in PERSON_KINDS if kind != JUDGE)
+"""Kinds of people whose rankings figures of agreement and exports have together."""
 ROLES = ("labeler", "reviewer", "lead", "auditor")
 """Roles of people."""
 COHORTS = ("train", "heldout")
@@ -52,6 +56,8 @@ class ProjectSettings:
     """How long after it was handed in a judgment may be revised or withdrawn by its author."""
     judges: str = "none"
     """Whether the rankings of judges are trained on: `none` or `train`."""
+    audit_share: float = 0.1
+    """Share of the tasks that a judge labels, drawn at random, which people label too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from services.feedback.store.judged import COUNTING, Filter, Judged, Snapshot
 from services.feedback.store.limits import check_choices, check_whole
 from services.feedback.store.log import entry_of, read_head
 from services.feedback.store.projects import require_project
-from services.feedback.store.records import COHORTS, PERSON_KINDS, REASONS, TASK_KINDS
+from services.feedback.store.records import COHORTS, JUDGE, PERSON_KINDS, REASONS, TASK_KINDS, Project
 from services.feedback.store.tasks import answers_of, tasks_of
 
 _COUNTING = ", ".join(f"'{kind}'" for kind in COUNTING)
@@ -36,12 +36,13 @@ class Snapshots:
         """Keep the list of the judgments that a filter selects now.
 
         Raises:
-            InvalidInput: the filter is invalid, or no judgment matches it.
+            InvalidInput: the filter is invalid, no judgment matches it, or it has rankings of judges together
+                with those of people, or of a project that does not train on them.
             NotFound: there is no such project.
         """
         _check(wanted)
         with self._context.database.writing() as connection:
-            require_project(connection, wanted.project)
+            _check_judges(wanted, require_project(connection, wanted.project))
             # Nothing is erased until the list is kept, so that an erasure finds every list it concerns.
             head = read_head(connection, lock=True)
             until = head.seq if wanted.until is None else wanted.until
@@ -244,6 +245,17 @@ def _filter(values: dict[str, Any]) -> Filter:
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
     return Filter(**fields)
+
+
+def _check_judges(wanted: Filter, project: Project) -> None:
+    if JUDGE not in wanted.people:
+        return
+    if set(wanted.people) != {JUDGE}:
+        raise InvalidInput(
+            "people", got=", ".join(wanted.people), allowed="judges alone: their rankings have files apart"
+        )
+    if project.settings.judges != "train":
+        raise InvalidInput("people", got=JUDGE, allowed='others, unless the project has `judges` = "train"')
 
 
 def _check(wanted: Filter) -> None:

@@ -11,6 +11,7 @@ from types import TracebackType
 from fairlead.errors import CorruptData
 from services.feedback.store.accesses import Accesses
 from services.feedback.store.artifacts import Artifacts
+from services.feedback.store.audits import Audits
 from services.feedback.store.base import Database, migrate
 from services.feedback.store.canonical import keyed
 from services.feedback.store.collected import CollectedPrompts
@@ -64,6 +65,7 @@ class Store:
         self.erasures = Erasures(context)
         self.accesses = Accesses(context)
         self.figures = Figures(context)
+        self.audits = Audits(context)
 
     def subject(self, user: str) -> str:
         """Return what the store keeps of an end user: a keyed hash, so that it can forget them without
