@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fairlead.cli.feedback_options import Address, Project, client_of
 from fairlead.cli.output import TimeoutSeconds, fail, say, with_examples
 
 if TYPE_CHECKING:
@@ -87,15 +88,7 @@ def judge(  # noqa: PLR0913, PLR0917 - a flag each
     rubric: Annotated[
         Path, typer.Argument(metavar="RUBRIC", help="Text file that says what makes an answer better.")
     ],
-    address: Annotated[
-        str,
-        typer.Option(
-            "--address",
-            envvar="FAIRLEAD_FEEDBACK",
-            metavar="HOST:PORT",
-            help="Address of the service, or the URL under which it is published.",
-        ),
-    ],
+    address: Address,
     endpoint: Annotated[
         str, typer.Option("--endpoint", metavar="URL", help="Endpoint with OpenAI's chat completions.")
     ] = "",
@@ -113,7 +106,7 @@ def judge(  # noqa: PLR0913, PLR0917 - a flag each
         str,
         typer.Option("--handle", help="Name to work under, on the service's own machine without API keys."),
     ] = "",
-    project: Annotated[str | None, typer.Option("--project", help="Name of the project.")] = None,
+    project: Project = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Tasks after which it ends.")] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="Longest reply of the model.")
@@ -121,7 +114,6 @@ def judge(  # noqa: PLR0913, PLR0917 - a flag each
     timeout_seconds: TimeoutSeconds = 300.0,
 ) -> None:
     """Work until there is nothing to do."""
-    from fairlead.cli.feedback_options import client_of
     from fairlead.cli.judging import rubric_of
 
     if bool(endpoint) == bool(policy):

@@ -33,7 +33,7 @@ class SnapshotRequest(Body):
     cohorts: list[Literal["train", "heldout"]] = ["train"]  # noqa: RUF012
     """Cohorts of people; those who are held out only measure."""
     people: list[Literal["labeler", "judge", "simulated", "import"]] = ["labeler", "simulated", "import"]  # noqa: RUF012
-    """Kinds of people. `judge` is allowed alone, in a project whose `judges` is `train`."""
+    """Kinds of people. `judge` is allowed without others, in a project whose `judges` is `train`."""
     whys: list[Why] = ["random", "uncertain", "fresh", "audit"]  # noqa: RUF012
     """Why the task was chosen."""
     rounds: list[int] = []  # noqa: RUF012

@@ -174,7 +174,7 @@ class Filter:
     cohorts: tuple[str, ...] = ("train",)
     """Cohorts of people."""
     people: tuple[str, ...] = BESIDES_JUDGES
-    """Kinds of people. A snapshot has judges alone or not at all."""
+    """Kinds of people. A snapshot has only judges or none."""
     whys: tuple[str, ...] = ("random", "uncertain", "fresh", "audit")
     """Why the task was chosen."""
     rounds: tuple[int, ...] = ()

@@ -252,7 +252,7 @@ def _check_judges(wanted: Filter, project: Project) -> None:
         return
     if set(wanted.people) != {JUDGE}:
         raise InvalidInput(
-            "people", got=", ".join(wanted.people), allowed="judges alone: their rankings have files apart"
+            "people", got=", ".join(wanted.people), allowed="only judges: their rankings have files apart"
         )
     if project.settings.judges != "train":
         raise InvalidInput("people", got=JUDGE, allowed='others, unless the project has `judges` = "train"')

@@ -604,7 +604,7 @@ def test_a_store_is_opened_again_and_a_newer_one_refused(
     assert again.store.subject("x") == world.store.subject("x")
     with world.store._database.writing() as connection:
         connection.run("INSERT INTO schema_version (version, applied) VALUES (999, 'later')")
-    with pytest.raises(SchemaTooNew, match="schema version 999, this program reads up to 2"):
+    with pytest.raises(SchemaTooNew, match="schema version 999, this program reads up to 3"):
         open_store(place[0])
 
 
@@ -678,3 +678,24 @@ def test_wrong_files_are_refused(tmp_path: Path):
         with sqlite3.connect(tmp_path / "new" / "feedback.db") as raw:
             assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         raw.close()
+
+
+def test_a_share_of_what_a_judge_labels_goes_to_two_people_too(world: World):
+    project = world.project(audit_share=0.5)
+    tasks = world.add(project, *(ranking_task(f"question {number}", overlap=1) for number in range(40)))
+    world.person("judge", kind="judge")
+    for _ in tasks:
+        world.judge("judge", project)
+    drawn = [task for task in tasks if world.store.tasks.get(task).state == "open"]
+    assert 6 <= len(drawn) <= 34
+    assert all(world.store.tasks.get(task).overlap == 3 for task in drawn)
+    world.person("second", kind="judge")
+    world.judge("second", project)
+    for handle in ("anna", "ben"):
+        for _ in drawn:
+            world.judge(handle, project)
+    assert world.store.figures.progress(project.id).tasks == {"closed": 40}
+    with pytest.raises(InvalidInput, match="only people are held out"):
+        world.store.people.change(world.person("judge"), {"cohort": "heldout"})
+    with pytest.raises(InvalidInput, match="audit_share"):
+        world.project("less", audit_share=0.01)
