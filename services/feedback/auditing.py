@@ -19,7 +19,7 @@ from services.feedback.store.records import JUDGE, RANKED_KINDS
 logger = logging.getLogger(__name__)
 
 LAST_AUDITED = 100
-"""Audited tasks that count, the newest: a model behind an endpoint may change."""
+"""Audited tasks that count, the newest: a model of an endpoint may change."""
 
 
 def audit(service: Service, project: str, judge: str) -> BesidePeople:
