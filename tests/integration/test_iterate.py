@@ -144,7 +144,8 @@ async def test_iterate_is_killed_at_each_step_and_resumed(tmp_path: Path) -> Non
         said = [(one["task"], one["labeler"]) for one in [*rankings, *heldout]]
         assert len(said) == len(set(said)) >= tasks[number][1]
         decision = json.loads((run / f"data/round-{number}/gate.json").read_text())
-        assert decision["passes"] in (True, False)
+        gained = decision["accuracy"] - decision["accuracy_before"]
+        assert decision["difference"] == pytest.approx(gained)
         assert decision["pairs"] > 0
 
     # From the last policy back to the judgments of both rounds.
