@@ -140,7 +140,7 @@ def _iteration(config: RunConfig, connect: Callable[[], FeedbackClient], trainin
         run=config.name,
         project=config.feedback.project.name,
         wanted_judgments=section.wanted_judgments or section.tasks,
-        longest_wait_seconds=section.patience_hours * 3_600,
+        longest_wait_seconds=section.wait_hours * 3_600,
         fresh_per_update=section.fresh_per_update if config.observe.rollout_samples else 0,
         show=_show,
     )

@@ -33,7 +33,7 @@ class IterateSection(Section):
     gate: Literal["stop", "warn"] = "stop"
     """What to do if a round's reward model is less accurate on the pairs of its held-out people than the one
     before, or if people agree too little: `stop` ends the command, `warn` logs it and continues."""
-    patience_hours: float = Field(default=72.0, gt=0)
+    wait_hours: float = Field(default=72.0, gt=0)
     """How long to wait without any new judgment. The same command continues."""
     fresh_per_update: int = Field(default=4, ge=0, le=1_000)
     """Answers of each PPO update that people compare with earlier ones while PPO runs, which the guard reads.

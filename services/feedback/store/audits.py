@@ -1,4 +1,4 @@
-"""Which judgments tell how a model judge does beside people."""
+"""The judgments that compare a model judge with people."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def test_rankings_of_any_size_and_replies() -> None:
     chance = random.Random(3)
 
     def worse(first: str, second: str) -> str:
-        # Equal worths tie, whatever the texts.
+        # Equal worths tie with any texts.
         one, other = int(first.partition(" ")[0]), int(second.partition(" ")[0])
         return "TIE" if one == other else "A" if one > other else "B"
 
