@@ -1,6 +1,7 @@
 """A model judge beside people: how often it says what they say, on tasks that people judged too.
 
-A rate over ordered pairs by itself would not see a judge that ties everything, so a tie of one side counts half.
+A rate over ordered pairs by itself would not see a judge that ties everything, so a tie of one side counts
+half.
 """
 
 from __future__ import annotations
