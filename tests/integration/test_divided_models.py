@@ -105,6 +105,7 @@ def test_divided_reward_model_gives_the_scores_of_one_process_and_can_be_replace
     assert ended(both)
 
 
+@pytest.mark.slow
 async def test_service_ends_with_a_message_when_a_rank_is_killed(models, starter: Starter):
     process = await asyncio.to_thread(divided, starter, "reference", models["reference"])
     own = ReferenceScorer(str(models["reference"]), ReferenceSection(device="cpu"))

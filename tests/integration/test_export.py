@@ -53,6 +53,7 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(480)
 def test_exported_policy_answers_as_its_service(tmp_path: Path, start: Starter):
     config = trained(tmp_path)

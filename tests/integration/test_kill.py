@@ -28,6 +28,7 @@ def kill_and_recover(run: Started, name: str, *, updates: int) -> None:
     run.until(lambda: run.step() >= done + updates)
 
 
+@pytest.mark.slow
 def test_run_survives_kills_of_worker_and_trainer_and_ctrl_c(tmp_path: Path):
     file = make(tmp_path, updates=30)
     with started(file) as run:
