@@ -104,7 +104,7 @@ def killed(world: World, folder: Path, *, kills: int, tasks: int) -> None:
 def test_kill_loses_and_doubles_nothing(world: World, tmp_path: Path):
     if not world.is_sqlite:
         pytest.skip("in the slow test below")
-    killed(world, tmp_path, kills=3, tasks=24)
+    killed(world, tmp_path, kills=3, tasks=120)
 
 
 @pytest.mark.slow
