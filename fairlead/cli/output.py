@@ -65,7 +65,7 @@ _MODULES = {
     "train": ("torch", "transformers", "safetensors", "scipy", "matplotlib", "jinja2"),
     "k8s": ("kubernetes", "yaml"),
     "gateway": ("fastapi", "uvicorn"),
-    "feedback": ("fastapi", "uvicorn", "jinja2", "markdown_it", "python_multipart"),
+    "feedback": ("fastapi", "uvicorn", "jinja2", "markdown_it"),
 }
 
 
