@@ -36,7 +36,7 @@ class Caller:
     headers: dict[str, str] = field(default_factory=dict)
 
     async def ask(self, method: str, path: str, body: object = None, **headers: str) -> HttpResponse:
-        """Send a request to a path of the API, with or without its prefix, or to one that is none of it."""
+        """Send a request to a path of the API, with or without its prefix, or to another path."""
         place = path if path == "/" or path.startswith(_PAGES) else API + path
         return await self.ask_at(method, place, body, **headers)
 

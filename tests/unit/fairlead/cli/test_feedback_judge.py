@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import http.server
 import json
 import random
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import combinations
@@ -20,6 +18,7 @@ from typer.testing import CliRunner, Result
 from fairlead.cli.judging import Rubric, TaskJudge, verdict_of
 from fairlead.cli.main import app
 from fairlead.errors import FairleadError
+from tests.chat_endpoint import chat_endpoint
 from tests.feedback_service import Caller, Feedback, feedback, ranks_by_text, task
 
 _READ = re.compile(r"\[Answer A\]\n(.*)\n\n\[Answer B\]\n(.*)\n\n", re.DOTALL)
@@ -45,27 +44,14 @@ def endpoint(decide: Decide) -> Iterator[tuple[str, list[str]]]:
     """Serve chat completions of a scripted model; yield the URL and the messages that it read."""
     read: list[str] = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            read.append(asked["messages"][0]["content"])
-            found = _READ.search(read[-1])
-            assert found is not None
-            content = json.dumps({"choices": [{"message": {"content": decide(*found.groups())}}]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def answer(request: dict) -> tuple[int, object]:
+        read.append(request["messages"][0]["content"])
+        found = _READ.search(read[-1])
+        assert found is not None
+        return 200, {"choices": [{"message": {"content": decide(*found.groups())}}]}
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1", read
-        server.shutdown()
-        thread.join()
+    with chat_endpoint(answer) as url:
+        yield url, read
 
 
 async def judged(service: Feedback, handle: str, decide: Decide, folder: Path, *more: str) -> Result:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import http.server
 import json
 import textwrap
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from fairlead.cli.judges import (
 )
 from fairlead.cli.named_models import FunctionScorer, addresses_of, is_function
 from fairlead.errors import ConfigError, DataError, FairleadError
+from tests.chat_endpoint import chat_endpoint
 
 
 @dataclass
@@ -124,26 +123,12 @@ def endpoint(answers: list[tuple[int, object]]) -> Iterator[tuple[str, list[dict
     """Serve chat completions: a status and body for each request, the last one for the rest."""
     asked: list[dict] = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            asked[-1]["key"] = self.headers.get("Authorization")
-            status, body = answers[min(len(asked), len(answers)) - 1]
-            content = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def answer(request: dict) -> tuple[int, object]:
+        asked.append(request)
+        return answers[min(len(asked), len(answers)) - 1]
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1", asked
-        server.shutdown()
-        thread.join()
+    with chat_endpoint(answer) as url:
+        yield url, asked
 
 
 def test_openai_endpoint_is_asked_again_when_busy(monkeypatch):
