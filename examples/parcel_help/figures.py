@@ -25,7 +25,7 @@ from fairlead.rounds.configuration import round_config
 from fairlead.rounds.files import read_answers, read_rows
 from fairlead.rounds.labelers import pairs
 from trainer import run_record
-from trainer.calibration import BINS, expected_calibration_error, wilson_interval
+from trainer.calibration import BINS, accuracy, expected_calibration_error, wilson_interval
 from trainer.charts import Bin
 from trainer.run_record import QUEUE_FIGURES, RunRecord
 
@@ -186,7 +186,7 @@ def calibration_bins(margins: Sequence[float]) -> list[Bin]:
     return [
         Bin(
             confidence=fmean(confidence for confidence, _ in members),
-            accuracy=measures.accuracy([margin for _, margin in members]),
+            accuracy=accuracy([margin for _, margin in members]),
             count=len(members),
         )
         for members in found

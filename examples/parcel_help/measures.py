@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fairlead.judgments.resampling import mean_interval
+from trainer.calibration import accuracy
 from trainer.reward_model import baselines
 
 
@@ -26,13 +27,6 @@ class Comparison:
     """The other answer."""
     gold_margin: float
     """Gold reward of `chosen` minus that of `rejected`."""
-
-
-def accuracy(margins: Sequence[float]) -> float:
-    """Return the share of positive margins; 0 counts half. NaN if there are no margins."""
-    if not margins:
-        return float("nan")
-    return sum(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins) / len(margins)
 
 
 def accuracies(margins: Sequence[float], comparisons: Sequence[Comparison]) -> dict[str, float]:

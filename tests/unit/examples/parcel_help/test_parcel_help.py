@@ -15,6 +15,7 @@ from examples.parcel_help.measures import Comparison
 from examples.parcel_help.quickstart import CONFIG
 from fairlead.config import load
 from fairlead.judgments import Judgment, agreement
+from trainer.calibration import accuracy
 
 LAMP = "my lamp was charged twice ."
 GOOD = "hello . we are sorry about your lamp . we will refund one charge . have a good day ."
@@ -166,7 +167,7 @@ def test_accuracies_leave_out_gold_ties() -> None:
     found = measures.accuracies([0.5, 0.5, 0.5, -0.5], compared)
     assert found == {"accuracy_labels": 0.75, "accuracy_gold": pytest.approx(1 / 3)}
     assert measures.longer_margins(compared) == [1.0] * 4
-    assert math.isnan(measures.accuracy([]))
+    assert math.isnan(accuracy([]))
 
 
 def test_bag_of_words_is_the_logistic_regression_of_count_differences() -> None:
@@ -198,7 +199,7 @@ def test_bag_of_words_is_the_logistic_regression_of_count_differences() -> None:
     margins = measures.bag_of_words_margins(train, heldout)
     expected = oracle.decision_function([counts(c) for c in heldout])
     assert margins == pytest.approx(list(expected), abs=1e-3)
-    assert measures.accuracy(margins) > 0.65
+    assert accuracy(margins) > 0.65
 
 
 def test_every_method_is_a_valid_configuration_in_a_folder_of_its_own() -> None:
