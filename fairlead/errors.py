@@ -239,14 +239,16 @@ _MAX_BITS = 4_096
 """Bits of the largest integer that is shown; Python refuses to convert integers of thousands of digits."""
 
 
-def _shortened(value: object, limit: int = 120) -> str:
+def _shortened(value: object, limit: int = 200) -> str:
+    """Return the representation of a value; of a long one both ends (a path's reason is at its end)."""
+    half = limit // 2
     if isinstance(value, str | bytes) and len(value) > limit:
         # Cut first: the representation of millions of characters takes time and memory.
-        return f"{value[:limit]!r}… ({len(value)} characters)"
+        return f"{value[:half]!r}…{value[-half:]!r} ({len(value)} characters)"
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         return f"an integer of {value.bit_length()} bits"
     text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+    return text if len(text) <= limit else f"{text[:half]}…{text[-half:]} ({len(text)} characters)"
 
 
 # Looked up in the method resolution order, so that the nearest ancestor decides.

@@ -56,8 +56,8 @@ class Steps:
         if occupied and not self._file.is_file():
             raise ConfigError(
                 "name",
-                got=f"{folder}, which is not empty and not of {_article(verb)}",
-                allowed="a new or empty folder",
+                got=str(folder),
+                allowed=f"a new or empty folder; this one is not empty and not of {_article(verb)}",
             )
         if fresh and occupied:
             shutil.rmtree(folder)

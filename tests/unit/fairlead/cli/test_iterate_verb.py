@@ -22,7 +22,7 @@ def test_iterate_refuses_foreign_folders_second_commands_and_unknown_labelers(tm
     (tmp_path / "other" / "file").touch()
     code, text = run("--set", "name=other")
     assert code == 2
-    assert "which is not empty and not of an iterate" in text
+    assert "this one is not empty and not of an iterate" in text
 
     code, text = run("--with-simulated-labelers", "examples.parcel_help.people:nobody")
     assert code == 2

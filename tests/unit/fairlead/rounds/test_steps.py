@@ -55,6 +55,6 @@ def test_other_settings_are_refused_and_fresh_starts_over(tmp_path: Path) -> Non
 @pytest.mark.parametrize("fresh", [False, True])
 def test_folder_of_something_else_is_never_removed(tmp_path: Path, fresh: bool) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ConfigError, match="not empty and not of an iterate"):
+    with pytest.raises(ConfigError, match="this one is not empty and not of an iterate"):
         steps(tmp_path / "iterate.json", fresh=fresh)
     assert (tmp_path / "thesis.tex").exists()
