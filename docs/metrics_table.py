@@ -7,6 +7,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
+from fairlead.metrics import statistics
 
 PAGE = Path(__file__).with_name("metrics.md")
 HEAD = """# Metrics
@@ -48,7 +49,26 @@ def page() -> str:
             name = collector._name + ("_total" if collector._type == "counter" else "")
             labels = ", ".join(f"`{label}`" for label in collector._labelnames) or "–"
             lines.append(f"| `{name}` | {collector._type} | {labels} | {collector._documentation} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_statistics()]) + "\n"
+
+
+def _statistics() -> list[str]:
+    lines = [
+        "\n## Statistics of a stage\n",
+        "The values of the label `name`, which are also the keys of `metrics_<stage>.jsonl` and the curves",
+        "of TensorBoard. A signal is one of the [guard](configuration-reference.md#guard); its limits are",
+        "`guard.<signal>_warn_above`, `guard.<signal>_stop_above` and so on. `heldout_<name>` is a statistic",
+        "on held-out examples.\n",
+        "| statistic | stages | unit | meaning | in a healthy run | signal |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in statistics.STATISTICS:
+        stages = ", ".join(one.stages)
+        signal = f"`{one.signal}`" if one.signal else "–"
+        lines.append(
+            f"| `{one.name}` | {stages} | {one.unit or '–'} | {one.meaning} | {one.good or '–'} | {signal} |"
+        )
+    return lines
 
 
 if __name__ == "__main__":
