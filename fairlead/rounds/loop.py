@@ -109,6 +109,10 @@ class Loop:
             samples_next: whether the tuned policy also answers the tasks of the next round.
         """
         config, files = round_config(self.config, number), files_of(self.config)
+        if samples_next:
+            # A reward model is trained next.
+            following = round_config(self.config, number + 1)
+            local_run.prepare(following, "reward_model", self.training.standby)
 
         async def work() -> None:
             models = {"policy": config.folder.policy_model, "reward": config.folder.reward_model}
