@@ -6,9 +6,12 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests import postgres_server
 
 settings.register_profile("steady", derandomize=True)
 """Uses the same examples in every run of `make test`; `make test-slow` draws new ones."""
@@ -45,3 +48,12 @@ def _restore_logging() -> Iterator[None]:
     for handler in root.handlers[:]:
         if handler not in handlers and not type(handler).__module__.startswith("_pytest"):
             root.removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[tuple[str, Path]]:
+    """Yield the address and the folder of a PostgreSQL server, or skip the test where there is none."""
+    if reason := postgres_server.missing():
+        pytest.skip(reason)
+    with postgres_server.running() as server:
+        yield server

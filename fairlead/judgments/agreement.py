@@ -79,7 +79,7 @@ class TwoLabelers:
 
 
 def agreement(judgments: Iterable[Judgment], *, seed: int) -> Agreement:
-    """Return the agreement of all labelers.
+    """Return the agreement of all labelers. The order of the judgments changes nothing, intervals included.
 
     Alpha reads every pair in both directions, so that it does not depend on which of two answers is named
     first.
@@ -96,10 +96,11 @@ def agreement(judgments: Iterable[Judgment], *, seed: int) -> Agreement:
     shared_T = pairs_T > 0
     compared, pairs = int(compared_T.sum()), int(pairs_T.sum())
     several = int((compared_T > 0).sum()) > 1
+    sums_T2 = _sorted_rows(np.stack([agreed_T, compared_T], axis=1)[shared_T])
     alpha, alpha_interval = _alpha(found, shared_T, seed=seed)
     return Agreement(
         rate=float(agreed_T.sum()) / compared if compared else None,
-        interval=ratio_interval(agreed_T[shared_T], compared_T[shared_T], seed=seed) if several else None,
+        interval=ratio_interval(*sums_T2.T, seed=seed) if several else None,
         compared=compared,
         tied=1 - compared / pairs if pairs else None,
         alpha=alpha,
@@ -164,6 +165,12 @@ def _sums_by_task(found: Verdicts) -> tuple[NDArray[np.float64], NDArray[np.floa
     return by_task(agreed_P), by_task(ordered_P * (ordered_P - 1) / 2), by_task(all_P * (all_P - 1) / 2)
 
 
+def _sorted_rows(values_TC: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rows by their values, so that an interval does not depend on the order of the tasks."""
+    # Sums in another order differ in their last digits.
+    return values_TC[np.lexsort(values_TC.T.round(9))]
+
+
 def _alpha(
     found: Verdicts, shared_T: NDArray[np.bool_], *, seed: int
 ) -> tuple[float | None, Interval | None]:
@@ -172,7 +179,7 @@ def _alpha(
     both_P33 = (own_P33 + own_P33[:, ::-1, ::-1]) / 2
     by_task_T9 = np.zeros((len(found.tasks), 9))
     np.add.at(by_task_T9, found.task_P, both_P33.reshape(-1, 9))
-    by_task_T9 = by_task_T9[shared_T]
+    by_task_T9 = _sorted_rows(by_task_T9[shared_T])
 
     def of(sums_9: NDArray[np.float64]) -> float:
         return alpha_of_coincidences(sums_9.reshape(3, 3), _VALUES, level="ordinal")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 from fairlead import judgments
 from fairlead.feedback_client import FeedbackClient
 from fairlead.judgments import Judgment
+from tests.feedback_world import schema_of
 from tests.service_process import Process, Starter, free_address
 
 
@@ -61,7 +63,16 @@ class Labelers:
             )
 
 
-def _start(start: Starter, store: Path, address: str) -> Process:
+@pytest.fixture
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the address of a store that is not there yet."""
+    if request.param == "sqlite":
+        return str(tmp_path / "feedback.db")
+    server, _ = request.getfixturevalue("postgres")
+    return schema_of(server, f"s{secrets.token_hex(6)}")
+
+
+def _start(start: Starter, store: str, address: str) -> Process:
     settings = {
         "feedback.bind": address,
         "feedback.store": store,
@@ -75,13 +86,19 @@ def _start(start: Starter, store: Path, address: str) -> Process:
 
 
 @pytest.mark.parametrize(
-    ("tasks", "labelers", "kills"), [(100, 5, 3), pytest.param(667, 20, 10, marks=pytest.mark.slow)]
+    ("store", "tasks", "labelers", "kills"),
+    [
+        ("sqlite", 100, 5, 3),
+        pytest.param("sqlite", 667, 20, 10, marks=pytest.mark.slow),
+        pytest.param("postgres", 667, 20, 10, marks=pytest.mark.slow),
+    ],
+    indirect=["store"],
 )
 @pytest.mark.timeout(900)
 def test_no_judgment_is_lost_or_doubled_when_the_service_is_killed(
-    start: Starter, tmp_path: Path, tasks: int, labelers: int, kills: int
+    start: Starter, store: str, tasks: int, labelers: int, kills: int
 ) -> None:
-    address, store = free_address(), tmp_path / "feedback.db"
+    address = free_address()
     process = _start(start, store, address)
     new = [
         {"prompt": f"question {number}", "responses": [f"answer {number} {place}" for place in range(4)]}

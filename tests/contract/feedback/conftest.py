@@ -8,17 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import postgres_server
 from tests.feedback_world import World, open_world, schema_of
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[tuple[str, Path]]:
-    """Yield the address and the folder of a server."""
-    if reason := postgres_server.missing():
-        pytest.skip(reason)
-    with postgres_server.running() as server:
-        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -160,16 +160,20 @@ def test_agreement_equals_a_loop_over_every_two_labelers(seed: int):
 @settings(max_examples=10, deadline=None)
 def test_agreement_depends_on_neither_names_nor_order(seed: int):
     rng = random.Random(seed)
-    found = judgments(rng, tasks=4, labelers=3, answers=3)
+    found = judgments(rng, tasks=12, labelers=3, answers=3)
     other = {f"answer {number}": f"text {7 - number}" for number in range(3)}
     renamed = [
-        Judgment(one.task, one.labeler[::-1], {other[answer]: 2 * rank for answer, rank in one.ranks.items()})
+        Judgment(
+            one.task[::-1], one.labeler[::-1], {other[answer]: 2 * rank for answer, rank in one.ranks.items()}
+        )
         for one in found
     ]
     rng.shuffle(renamed)
     first, second = agreement(found, seed=1), agreement(renamed, seed=1)
     assert (first.rate, first.compared, first.tasks) == (second.rate, second.compared, second.tasks)
     assert first.alpha == pytest.approx(second.alpha, abs=1e-9) if first.alpha is not None else True
+    for one, again in ((first.interval, second.interval), (first.alpha_interval, second.alpha_interval)):
+        assert one == (again if again is None else pytest.approx(again, abs=1e-9))
     assert first.rate is None or 0 <= first.rate <= 1
     assert first.interval is None or 0 <= first.interval[0] <= first.interval[1] <= 1
 
