@@ -33,6 +33,12 @@ class IterateSection(Section):
     gate: Literal["stop", "warn"] = "stop"
     """What to do if a round's reward model is less accurate on the pairs of its held-out people than the one
     before, or if people agree too little: `stop` ends the command, `warn` logs it and continues."""
+    reward_model_start: Literal["sft", "previous"] = "sft"
+    """What the reward model is trained from, from the second round on: the fine-tuned model, or the body of
+    the round before's reward model, which needs fewer epochs. An ensemble always starts from the fine-tuned
+    model."""
+    reward_model_epochs: int = Field(default=0, ge=0, le=1_000)
+    """`reward_model.epochs` from the second round on; 0: the same number."""
     wait_hours: float = Field(default=72.0, gt=0)
     """How long to wait without any new judgment. The same command continues."""
     fresh_per_update: int = Field(default=4, ge=0, le=1_000)

@@ -14,8 +14,9 @@ def files_of(config: RunConfig) -> RoundFiles:
 def round_config(config: RunConfig, number: int) -> RunConfig:
     """Return the configuration of a round: the first in the run's folder, later ones in `round-<number>/`.
 
-    Every reward model starts from the SFT model, which is also the reference of every PPO. The policy
-    continues from the round before. Paths are absolute, since several processes read them.
+    The SFT model is the reference of every PPO; the reward model of a round starts from it or from the one
+    before (`iterate.reward_model_start`). The policy continues from the round before. Paths are absolute,
+    since several processes read them.
 
     Args:
         config: the configuration of the whole run.
@@ -29,7 +30,16 @@ def round_config(config: RunConfig, number: int) -> RunConfig:
     )
     if not number:
         return config.model_copy(update={"data": data})
-    sft, start = config.folder.sft_model, round_config(config, number - 1).folder.policy_model
+    before = round_config(config, number - 1).folder
+    sft, start = config.folder.sft_model, before.policy_model
+    section, later = config.reward_model, config.iterate
+    continues = later.reward_model_start == "previous" and section.ensemble_size == 1
+    reward_model = section.model_copy(
+        update={
+            "path": str((before.reward_model if continues else sft).absolute()),
+            "epochs": later.reward_model_epochs or section.epochs,
+        }
+    )
     return config.model_copy(
         update={
             "data": data,
@@ -37,6 +47,6 @@ def round_config(config: RunConfig, number: int) -> RunConfig:
             "name": f"round-{number}",
             "policy": config.policy.model_copy(update={"path": str(start.absolute())}),
             "reference": config.reference.model_copy(update={"path": str(sft.absolute())}),
-            "reward_model": config.reward_model.model_copy(update={"path": str(sft.absolute())}),
+            "reward_model": reward_model,
         }
     )

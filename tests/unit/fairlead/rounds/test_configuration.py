@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from fairlead.config import load
 from fairlead.rounds import configuration
 
@@ -21,3 +23,26 @@ def test_later_rounds_start_from_the_previous_policy_in_a_new_folder(tmp_path: P
     assert third.data.preferences == tuple(
         str(root / "data" / f"round-{number}" / "rankings.jsonl") for number in range(3)
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "start", "epochs"),
+    [
+        ({}, "sft", 3),
+        ({"iterate.reward_model_start": "previous"}, "round-1/reward_model", 3),
+        (
+            {"iterate.reward_model_start": "previous", "iterate.reward_model_epochs": 2},
+            "round-1/reward_model",
+            2,
+        ),
+        ({"iterate.reward_model_start": "previous", "reward_model.ensemble_size": 2}, "sft", 3),
+    ],
+)
+def test_later_reward_models_start_where_the_settings_say(
+    tmp_path: Path, settings: dict[str, object], start: str, epochs: int
+) -> None:
+    common = {"runs": str(tmp_path), "name": "q", "reward_model.epochs": 3}
+    config = load(None, overrides=common | settings)
+    first, _, third = (configuration.round_config(config, number).reward_model for number in range(3))
+    assert (first.path, first.epochs) == ("", 3)
+    assert (third.path, third.epochs) == (str(tmp_path / "q" / start), epochs)
