@@ -1,4 +1,4 @@
-"""Accuracy of a reward model with its interval, calibration error, and the temperature that reduces it.
+"""Intervals of a reward model's accuracy, and the temperature that reduces its calibration error.
 
 Everything is computed from margins: the score of the preferred response minus that of the other one.
 """
@@ -11,22 +11,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.optimize import brentq
 
+from fairlead.judgments.calibration import accuracy, expected_calibration_error
 from fairlead.judgments.resampling import ratio_interval
 
-BINS = 10
-"""Bins of equal width over the confidence, from 0.5 to 1."""
 MIN_PAIRS = 30
 """With fewer comparisons a temperature is meaningless: its standard error is about half its value."""
 FOLDS = 5
 """Folds of prompts, so that a temperature is judged on pairs that it was not fitted to."""
 _LARGEST_SLOPE = 1e4
-
-
-def accuracy(margins: Sequence[float]) -> float:
-    """Return the share of positive margins; equal scores count half. NaN without margins."""
-    if not margins:
-        return float("nan")
-    return sum(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins) / len(margins)
 
 
 def wilson_interval(share: float, count: int, *, z: float = 1.959964) -> tuple[float, float]:
@@ -49,22 +41,6 @@ def interval_by_prompt(margins: Mapping[str, Sequence[float]], *, seed: int) -> 
         return 0.0, 1.0
     right_G = [accuracy(found) * len(found) for found in groups]
     return ratio_interval(right_G, [len(found) for found in groups], seed=seed)
-
-
-def expected_calibration_error(margins: Sequence[float]) -> float:
-    """Return the mean gap of confidence σ(|margin|) and accuracy over equal bins, weighted by their size.
-
-    Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3. NaN without margins.
-    """
-    if not margins:
-        return float("nan")
-    bins: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]
-    for margin in margins:
-        confidence = 1 / (1 + math.exp(-min(abs(margin), 500.0)))
-        correct = 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0
-        bins[min(BINS - 1, int((confidence - 0.5) * 2 * BINS))].append((confidence, correct))
-    gaps = (abs(sum(c for c, _ in members) - sum(r for _, r in members)) for members in bins)
-    return sum(gaps) / len(margins)
 
 
 def fit_temperature(margins: Sequence[float]) -> float | None:

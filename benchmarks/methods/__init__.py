@@ -206,6 +206,7 @@ def _reward_model(source: Path) -> str:
     """Return what the reward model cost, which the CPU time of no method contains."""
     file = source / "stages.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
-    spent = kept.get("cpu_seconds", {}).get("reward_model")
+    cpu_seconds = kept.get("cpu_seconds", {})
+    spent = cpu_seconds.get("reward_model-0", cpu_seconds.get("reward_model"))
     cost = "an unknown number of" if spent is None else f"{spent:.0f}"
     return f"The reward model, which DPO and KTO do not need, took {cost} CPU seconds."

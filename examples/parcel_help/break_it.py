@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from examples.parcel_help import figures, gold, simulated
+from examples.parcel_help import figures, gold
 from fairlead.config import RunConfig
 from trainer import charts, durable, run_record
 from trainer.charts import Mark
@@ -47,6 +47,7 @@ def broken(config: RunConfig) -> RunConfig:
                     "kl_coefficient": weak,
                 }
             ),
+            "iterate": config.iterate.model_copy(update={"tasks": NUM_TASKS}),
             "guard": config.guard.model_copy(update={"action": "warn"}),
         }
     )
@@ -158,7 +159,7 @@ def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Pa
     return Page(
         title="Break it: reward hacking",
         lead=f"The quickstart with two deliberate mistakes. Labelers ranked the answers to {NUM_TASKS} tasks "
-        f"instead of {simulated.NUM_TASKS}, so the reward model knows little. "
+        "instead of many hundred, so the reward model knows little. "
         f"{'PPO' if config.ppo.has_critic else config.ppo.estimator} ran {NUM_UPDATES} updates "
         f"with {_penalty(config)} for leaving the fine-tuned policy (β = {config.ppo.kl_coefficient:g}). "
         "The policy finds answers that the "

@@ -43,6 +43,9 @@ class HabitualLabeler:
     tie_below: float = 0.0
     """An answer that is worse than the best of its place by less than this is tied with it; in units of
     noise."""
+    noise_of: Literal["labeler", "task"] = "labeler"
+    """Whether the noise belongs to this labeler, or to the task, about which all with this seed then say the
+    same: the outcome does not depend on who gets it."""
     worth: Callable[[str, str], float] = gold_worth
     """Returns the worth of an answer to a prompt. That of gold knows only the questions of the corpus."""
 
@@ -52,8 +55,9 @@ class HabitualLabeler:
         The noise belongs to prompt and text, so the order in which the texts are shown changes nothing,
         unless the habit is to prefer the first.
         """
+        whose = self.name if self.noise_of == "labeler" else "\0".join(sorted(texts))
         noisy = [
-            worth / self.noise + self._noise(prompt, text)
+            worth / self.noise + self._noise(whose, prompt, text)
             for worth, text in zip(self._worths(prompt, texts), texts, strict=True)
         ]
         ranks = [0] * len(texts)
@@ -74,8 +78,8 @@ class HabitualLabeler:
         sign = -1 if self.habit == "backwards" else 1
         return [sign * self.worth(prompt, text) for text in texts]
 
-    def _noise(self, prompt: str, text: str) -> float:
-        return labelers.gumbel(random.Random(f"{self.seed}\0{self.name}\0{prompt}\0{text}"))
+    def _noise(self, whose: str, prompt: str, text: str) -> float:
+        return labelers.gumbel(random.Random(f"{self.seed}\0{whose}\0{prompt}\0{text}"))
 
 
 def noise_for(agreement: float, worths: Sequence[Sequence[float]], *, tie_below: float = 0.0) -> float:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fairlead.judgments.calibration import accuracy
 from fairlead.judgments.resampling import mean_interval
-from trainer.calibration import accuracy
 from trainer.reward_model import baselines
 
 

@@ -8,6 +8,8 @@ from examples.parcel_help.habits import HabitualLabeler
 
 NUM_TRAIN = 6
 NUM_HELDOUT = 2
+NUM_ALIKE = 2
+"""More would not rank faster: they wait for one service."""
 
 
 def people(*, seed: int) -> Mapping[str, Sequence[HabitualLabeler]]:
@@ -16,3 +18,10 @@ def people(*, seed: int) -> Mapping[str, Sequence[HabitualLabeler]]:
         cohort: [HabitualLabeler(f"{cohort}-{place}", seed=seed) for place in range(count)]
         for cohort, count in (("train", NUM_TRAIN), ("heldout", NUM_HELDOUT))
     }
+
+
+def alike(*, seed: int) -> Mapping[str, Sequence[HabitualLabeler]]:
+    """Return labelers of whom each says the same about a task, so that a round has the same rankings whoever
+    is faster: those of the quickstart.
+    """
+    return {"train": [HabitualLabeler(f"labeler-{n}", seed=seed, noise_of="task") for n in range(NUM_ALIKE)]}

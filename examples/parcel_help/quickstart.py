@@ -1,32 +1,31 @@
-"""The steps of the quickstart: corpus → SFT → answers → rankings → reward model → PPO → report.
+"""The quickstart: `fairlead iterate` with the task's texts before it and a report after it.
 
-Every further round ranks the tuned policy's answers, refreshes the reward model and continues PPO. The rounds
-are those of `fairlead.rounds`; here are the task's texts, its simulated labelers and its report.
+Its labelers are simulated, and rank over HTTP as others do. Answers of PPO's updates, of which there are
+thousands, are labeled here and not at the service.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rich.console import Console
 
-from examples.parcel_help import break_it, corpus, methods, report
+from examples.parcel_help import break_it, corpus, fresh_labels, methods, people, report
 from examples.parcel_help.files import Files
-from examples.parcel_help.simulated import NUM_TASKS, SimulatedLabelers
 from fairlead import log
 from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.errors import ConfigError, FairleadError
-from fairlead.local.standby import Standby
 from fairlead.rounds.configuration import round_config
 from fairlead.rounds.files import write_rows
-from fairlead.rounds.loop import STEPS_OF_A_ROUND, Loop, method_of
-from fairlead.rounds.sampling import TaskPlan
+from fairlead.rounds.iteration import STEPS_BEFORE, STEPS_OF_A_ROUND, Iteration, steps_key
+from fairlead.rounds.loop import method_of
+from fairlead.rounds.running import running
 from fairlead.rounds.steps import Steps
-from fairlead.rounds.training import StageStopped, Training
+from fairlead.rounds.training import StageStopped
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "quickstart.toml"
 NUM_DEMONSTRATIONS = 6_400
@@ -41,14 +40,12 @@ def run_quickstart(config: RunConfig, *, fresh: bool, console: Console, num_roun
         FairleadError: a step failed; finished steps are kept.
     """
     folder = config.folder
-    steps = _steps(config, fresh=fresh, total=4 + STEPS_OF_A_ROUND * num_rounds)
+    steps = _steps(config, fresh=fresh, total=2 + STEPS_BEFORE + STEPS_OF_A_ROUND * num_rounds)
     files = Files(folder.root / "data")
     config = _with_data(config, demonstrations=files.demonstrations, prompts=files.prompts)
     steps.run("corpus", "writing demonstrations and prompts", lambda: _write_corpus(config, files))
-    with Standby() as standby:
-        loop = _loop(config, Training(console, standby), num_tasks=NUM_TASKS)
-        steps.run("sft", "fine-tuning on the demonstrations", lambda: loop.training.sft(config))
-        loop.run(steps, num_rounds=num_rounds)
+    with _running(config, console) as work:
+        work.run(steps, num_rounds=num_rounds)
     steps.run(
         "report" if num_rounds == 1 else f"report-{num_rounds}",
         "writing the report",
@@ -68,57 +65,42 @@ def run_break_it(config: RunConfig, *, fresh: bool, console: Console) -> None:
     steps = _steps(config, fresh=fresh, total=7)
     files = Files(folder.root / "data")
     config = _with_data(config, demonstrations=files.demonstrations, prompts=files.prompts)
-    config = round_config(config, 0)
-    ppo = config.ppo
-    with Standby() as standby:
-        loop = _loop(config, Training(console, standby), num_tasks=break_it.NUM_TASKS)
-        for name, title, body in (
-            ("corpus", "writing demonstrations and prompts", lambda: _write_corpus(config, files)),
-            ("sft", "fine-tuning on the demonstrations", lambda: loop.training.sft(config)),
-            ("sample", f"generating answers, {break_it.NUM_TASKS} tasks", loop.sample),
-            ("rank", "labelers rank the policy's answers", lambda: loop.rank(0)),
-            ("reward_model", "training the reward model", lambda: loop.reward_model(0)),
-            (
-                "ppo",
-                f"{method_of(ppo)}, {ppo.updates} updates without a KL penalty",
-                lambda: loop.ppo(0),
-            ),
-            ("report", "writing the report", lambda: break_it.write(config)),
-        ):
-            steps.run(name, title, body)
+    steps.run("corpus", "writing demonstrations and prompts", lambda: _write_corpus(config, files))
+    learning = f"{method_of(config.ppo)}, {config.ppo.updates} updates without a KL penalty"
+    with _running(config, console) as work:
+        sft, sample = lambda: work.loop.training.sft(config), work.loop.sample
+        steps.run("sft", "fine-tuning on the demonstrations", sft)
+        steps.run("sample", f"generating answers, {break_it.NUM_TASKS} tasks", sample)
+        with work.working():
+            steps.run("judgments", "labelers rank the policy's answers", lambda: work.judge(0))
+        steps.run("reward_model", "training the reward model", lambda: work.reward_model(0))
+        steps.run("ppo", learning, lambda: work.ppo(0))
+    steps.run("report", "writing the report", lambda: break_it.write(round_config(config, 0)))
     print(f"\n{break_it.summary(config)}\n\n{folder.root / 'break_it.html'}")
 
 
 def _steps(config: RunConfig, *, fresh: bool, total: int) -> Steps:
     file = config.folder.root / "stages.json"
-    return Steps(file, key=_key(config), verb="quickstart", total=total, show=_show, fresh=fresh)
+    return Steps(file, key=steps_key(config), verb="quickstart", total=total, show=_show, fresh=fresh)
 
 
 def _show(line: str) -> None:
     print(line, flush=True)
 
 
-def _loop(config: RunConfig, training: Training, *, num_tasks: int) -> Loop:
-    return Loop(
-        config=config,
-        prompts=[question.text for question in corpus.questions()],
-        plan=TaskPlan(num_tasks=num_tasks, with_replacement=True),
-        labelers=SimulatedLabelers(seed=config.seed),
-        training=training,
-    )
+def _running(config: RunConfig, console: Console) -> AbstractContextManager[Iteration]:
+    def fresh(config: RunConfig) -> AbstractContextManager[None]:
+        rankings = Path(config.data.fresh_rankings)
+        return fresh_labels.labelling(config.folder.rollout_samples, rankings, seed=config.seed)
+
+    cohorts = people.alike(seed=config.seed)
+    return running(config, show=_show, console=console, cohorts=cohorts, fresh_labels=fresh)
 
 
 def _write_corpus(config: RunConfig, files: Files) -> None:
     pairs = corpus.demonstrations(NUM_DEMONSTRATIONS, seed=config.seed)
     write_rows(files.demonstrations, ({"prompt": prompt, "completion": answer} for prompt, answer in pairs))
     write_rows(files.prompts, ({"prompt": question.text} for question in corpus.questions()))
-
-
-def _key(config: RunConfig) -> str:
-    """Return a hash of every setting that the outcome depends on."""
-    names = ("seed", "model", "data", "sft", "reward_model", "ppo", "sampling", "evaluation")
-    text = config.model_dump_json(include=set(names))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _with_data(config: RunConfig, **paths: Path) -> RunConfig:

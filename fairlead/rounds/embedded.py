@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,47 @@ from fairlead.local.addresses import Ports, is_free_port, join_address, split_ad
 from fairlead.local.plan import base_environment
 
 _POLL_SECONDS = 0.1
+
+
+class Service:
+    """A feedback service that this command has started, and that may not be ready yet."""
+
+    def __init__(self, config: RunConfig, address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+        self._config = config
+        self._process = process
+        self._log = log
+        self._waiting = threading.Lock()
+        self._ready = False
+        self.address = address
+        """`host:port`."""
+
+    def connect(self) -> FeedbackClient:
+        """Return a client, at first after the service has become ready.
+
+        Raises:
+            ProcessFailed: it ended, or was not ready in time; the message names its log.
+            FairleadError: it needs an API key, as the client says.
+        """
+        with self._waiting:
+            if not self._ready:
+                self._wait_until_ready()
+                self._ready = True
+        return connect(self._config, self.address)
+
+    def _wait_until_ready(self) -> None:
+        seconds = self._config.local.ready_seconds
+        deadline = time.monotonic() + seconds
+        # A client would log that it waits.
+        while is_free_port(*split_address(self.address, field="feedback.addresses")):
+            if (code := self._process.poll()) is not None:
+                raise ProcessFailed(f"the feedback service ended with exit code {code} (log: {self._log})")
+            if time.monotonic() > deadline:
+                raise ProcessFailed(
+                    f"the feedback service was not ready within {seconds:g} s (log: {self._log})"
+                )
+            time.sleep(_POLL_SECONDS)
+        with connect(self._config, self.address) as client:
+            client.figures("progress", project=self._config.feedback.project.name)
 
 
 def is_embedded(config: RunConfig) -> bool:
@@ -40,13 +82,8 @@ def connect(config: RunConfig, address: str) -> FeedbackClient:
 
 
 @contextmanager
-def embedded(config: RunConfig) -> Iterator[str]:
-    """Run a feedback service during the block, and yield its address.
-
-    Raises:
-        ProcessFailed: it ended, or was not ready in time; the message names its log.
-        FairleadError: it needs an API key, as the client says.
-    """
+def embedded(config: RunConfig) -> Iterator[Service]:
+    """Run a feedback service during the block. It is not ready at first; `Service.connect` waits for that."""
     folder = config.folder
     address = _address(config)
     changed = config.model_copy(
@@ -72,8 +109,7 @@ def embedded(config: RunConfig) -> Iterator[str]:
             start_new_session=True,  # Ctrl-C ends it only after this command has stopped using it.
         )
     try:
-        _wait_until_ready(config, address, process, log)
-        yield address
+        yield Service(config, address, process, log)
     finally:
         process.terminate()
         try:
@@ -95,22 +131,3 @@ def _address(config: RunConfig) -> str:
     address = join_address(host, Ports().free("feedback"))
     replace_text(kept, f"{address}\n")
     return address
-
-
-def _wait_until_ready(config: RunConfig, address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + config.local.ready_seconds
-    while True:
-        if process.poll() is not None:
-            raise ProcessFailed(
-                f"the feedback service ended with exit code {process.returncode} (log: {log})"
-            )
-        # A client would log that it waits.
-        if not is_free_port(*split_address(address, field="feedback.addresses")):
-            break
-        if time.monotonic() > deadline:
-            raise ProcessFailed(
-                f"the feedback service was not ready within {config.local.ready_seconds:g} s (log: {log})"
-            )
-        time.sleep(_POLL_SECONDS)
-    with connect(config, address) as client:
-        client.figures("progress", project=config.feedback.project.name)

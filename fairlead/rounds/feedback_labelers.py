@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 2.0
 _OF_A_ROUND = ("random", "uncertain")
 """Why a task of a round was chosen."""
+_MORE = 10
+"""After a stop a round continues with this share more judgments, one in ten."""
 _FRESH_PRIORITY = 10
 """Above that of the tasks of a round: they are of use only while PPO runs."""
 
@@ -49,10 +51,12 @@ class FeedbackLabelers:
     """Answers of each PPO update that labelers compare with earlier ones."""
     show: Callable[[str], None] = logger.info
     """Shows progress while waiting."""
+    fresh_labels: Callable[[RunConfig], AbstractContextManager[None]] | None = None
+    """Ranks answers while PPO runs in place of the people of the service."""
     poll_seconds: float = _POLL_SECONDS
     """Time between two looks at the service."""
-    digests: dict[int, str] = field(default_factory=dict)
-    """Digest of the snapshot of each round whose rankings were returned."""
+    judged: dict[int, int] = field(default_factory=dict)
+    """Judgments of each round when `wait` returned, with those of held-out people."""
     _given: dict[int, int] = field(default_factory=dict)
 
     def give(self, number: int, tasks: Sequence[Task]) -> None:
@@ -60,36 +64,51 @@ class FeedbackLabelers:
 
         Answers that were cut off are left out, and equal ones are asked about once.
         """
+        if number in self._given:
+            return
         found = [task for answers in tasks if (task := self._task(number, answers)) is not None]
         with self.connect() as client:
             new = sum(client.add_tasks(found, project=self.project))
         self._given[number] = len(found)
         self.show(f"{len(found)} tasks of round {number} are with the labelers, {new} of them new")
 
-    def wait(self, number: int) -> Sequence[Ranking]:
-        """Wait until there are enough judgments of a round; return those that may be trained on.
+    def wait(self, number: int, *, beyond: int | None = None) -> None:
+        """Wait until there are enough judgments of a round. Its tasks stay open, see `close`.
+
+        Args:
+            number: number of the round, from 0.
+            beyond: judgments, with those of held-out people, that were not good enough: more are asked for.
 
         Raises:
             Stalled: nobody judged anything for `longest_wait_seconds`.
             FairleadError: as the client says.
         """
         wanted = min(self.wanted_judgments, self._given.get(number, self.wanted_judgments))
-        counting: set[str] = set()
-        after, changed = 0, time.monotonic()
+        least = 0 if beyond is None else beyond + max(1, beyond // _MORE)
+        every, counting = set[str](), set[str]()
+        after, changed, asked = 0, time.monotonic(), beyond is None
         with self.connect() as client:
             while True:
-                before = len(counting)
+                before = len(every)
                 for one in client.judgments(after=after, project=self.project):
                     after = int(one["seq"])
-                    counting.discard(one["replaces"])
+                    every.discard(one["replaces"])
                     line = one.get("line", {})
-                    if line.get("round") == number and line["cohort"] == "train" and line["kind"] != "judge":
-                        counting.add(one["judgment"])
-                if len(counting) != before:
+                    if line.get("round") == number and line["why"] in _OF_A_ROUND and line["kind"] != "judge":
+                        every.add(one["judgment"])
+                        if line["cohort"] == "train":
+                            counting.add(one["judgment"])
+                counting &= every
+                if len(every) != before:
                     changed = time.monotonic()
                     self.show(f"{len(counting)} of {wanted} judgments of round {number}")
+                if len(counting) >= wanted and len(every) >= least:
+                    break
+                if not asked:
+                    self._ask_again(client, number)
+                    asked = True
                 # Held-out people may have had the tasks that are missing.
-                if len(counting) >= wanted or client.figures("progress", project=self.project)["wanted"] == 0:
+                elif client.figures("progress", project=self.project)["wanted"] == 0:
                     break
                 if time.monotonic() - changed > self.longest_wait_seconds:
                     raise Stalled(
@@ -97,12 +116,23 @@ class FeedbackLabelers:
                         f"{len(counting)} of {wanted}; the same command continues"
                     )
                 time.sleep(self.poll_seconds)
-            self._withdraw_open(client, lambda task: task["round"] == number and task["why"] in _OF_A_ROUND)
-            rankings, self.digests[number] = self._rankings(client, number, "train")
-            return rankings
+        self.judged[number] = len(every)
+
+    def close(self, number: int) -> None:
+        """Withdraw the tasks of a round that are still open; work in progress on them is kept.
+
+        Raises:
+            FairleadError: as the client says.
+        """
+        with self.connect() as client:
+            for task in self._tasks(client, state="open"):
+                if _is_of(number, task):
+                    client.call("PATCH", f"/tasks/{task['id']}", {"state": "withdrawn"})
 
     def ranked(self, number: int, *, cohort: str = "train") -> tuple[Sequence[Ranking], str]:
         """Return what people of a cohort have ranked of a round until now, and the digest of that snapshot.
+
+        The order is that of the content: it does not depend on who was faster.
 
         Args:
             number: number of the round.
@@ -123,6 +153,10 @@ class FeedbackLabelers:
     @contextmanager
     def following(self, config: RunConfig) -> Iterator[None]:
         """Let labelers compare answers of each update while PPO runs, if `fresh_per_update` is not 0."""
+        if self.fresh_labels is not None:
+            with self.fresh_labels(config):
+                yield
+            return
         if not self.fresh_per_update:
             yield
             return
@@ -152,16 +186,30 @@ class FeedbackLabelers:
             thread.join()
             # They would come before the tasks of the next round.
             with self.connect() as client:
-                self._withdraw_open(client, lambda task: task["why"] == "fresh")
+                for task in self._tasks(client, state="open"):
+                    if task["why"] == "fresh":
+                        client.call("PATCH", f"/tasks/{task['id']}", {"state": "withdrawn"})
 
-    def _withdraw_open(self, client: FeedbackClient, chosen: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Withdraw open tasks that nothing waits for any more; work in progress on them is kept."""
+    def _ask_again(self, client: FeedbackClient, number: int) -> None:
+        """Open the tasks of a round that were withdrawn; if none is open then, ask for one more judgment of
+        each.
+        """
+        mine = [task for task in self._tasks(client) if _is_of(number, task)]
+        for task in mine:
+            if task["state"] == "withdrawn":
+                with suppress(InvalidInput):  # its texts are erased
+                    task.update(client.call("PATCH", f"/tasks/{task['id']}", {"state": "open"}))
+        if all(task["state"] != "open" for task in mine):
+            for task in mine:
+                client.call("PATCH", f"/tasks/{task['id']}", {"overlap": task["overlap"] + 1})
+
+    def _tasks(self, client: FeedbackClient, *, state: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the tasks of the project, all or those of a state."""
         after: int | None = 0
         while after is not None:
-            query = {"project": self.project, "after": after, "state": "open"}
+            query = {"project": self.project, "after": after, "state": state}
             page = client.call("GET", "/tasks", query=query)
-            for task in filter(chosen, page["tasks"]):
-                client.call("PATCH", f"/tasks/{task['id']}", {"state": "withdrawn"})
+            yield from page["tasks"]
             after = page["next"]
 
     def _task(self, number: int, answers: Task) -> dict[str, Any] | None:
@@ -176,7 +224,8 @@ class FeedbackLabelers:
         more = {} if self.project is None else {"project": self.project}
         snapshot = client.snapshot(rounds=[number], whys=_OF_A_ROUND, cohorts=[cohort], **more)
         digest = snapshot["digest"]
-        return [json.loads(line) for line in client.export(digest).splitlines()], digest
+        rankings = [json.loads(line) for line in client.export(digest).splitlines()]
+        return sorted(rankings, key=_content), digest
 
     def _add_fresh(self, client: FeedbackClient, pairs: FreshPairs) -> None:
         new = []
@@ -188,3 +237,12 @@ class FeedbackLabelers:
                 new.append(task | {"priority": _FRESH_PRIORITY})
         for _ in client.add_tasks(new, project=self.project):
             pass
+
+
+def _is_of(number: int, task: Mapping[str, Any]) -> bool:
+    return task["round"] == number and task["why"] in _OF_A_ROUND
+
+
+def _content(ranking: Mapping[str, Any]) -> str:
+    said = [[answer["text"], answer["rank"]] for answer in ranking["responses"]]
+    return json.dumps([ranking["prompt"], said])

@@ -1,8 +1,8 @@
-"""The rounds of `fairlead iterate`: those of `loop` with people who judge, a gate, and lineage.
+"""The rounds of `fairlead iterate` and of the quickstart: what `loop` does, judgments, a gate, and lineage.
 
-sample → judgments → reward model → gate → PPO → evaluate. Each step runs once; an interrupted one runs again
-as a whole. Every model is registered at the feedback service with what it was made from, so that forgetting a
-person finds it.
+sample → judgments → reward model → gate → PPO → evaluate, and again. Each step runs once; an interrupted one
+runs again as a whole. Every model is registered at the feedback service with what it was made from, so that
+forgetting a person finds it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from fairlead.config import RunConfig
 from fairlead.config.saving import replace_text
+from fairlead.data.chat import question
 from fairlead.data.judged import judged, newest
 from fairlead.data.lines import Line
+from fairlead.data.records import heldout_names, is_heldout
 from fairlead.errors import CorruptData, StoppedByGate
 from fairlead.judgments import Agreement, agreement
 from fairlead.local.serving import score, serving
@@ -34,8 +36,10 @@ from fairlead.rounds.steps import Steps
 
 logger = logging.getLogger(__name__)
 
-STEPS_OF_A_ROUND = 6
-"""Sample, judgments, reward model, gate, PPO, evaluate; fine-tuning is before all rounds."""
+STEPS_BEFORE = 2
+"""Fine-tuning, and sampling for the first round."""
+STEPS_OF_A_ROUND = 5
+"""Judgments, reward model, gate, PPO, evaluate; all but the last evaluation sample for the next round too."""
 _MATTERS = ("seed", "model", "data", "sft", "reward_model", "ppo", "sampling", "evaluation")
 _MATTERS_OF_ITERATE = ("tasks", "answers", "repeat_prompts")
 
@@ -50,6 +54,8 @@ class Iteration:
     """Who judges."""
     show: Callable[[str], None]
     """Shows a line about a result."""
+    working: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Lets programs label during a block; people come by themselves."""
 
     def run(self, steps: Steps, *, num_rounds: int) -> None:
         """Run every step that is not done yet. More rounds than before continue an earlier run.
@@ -58,23 +64,19 @@ class Iteration:
             StoppedByGate: a round must not continue.
             FairleadError: a step failed; finished steps are kept.
         """
-        loop = self.loop
+        loop, plan = self.loop, self.loop.plan
         steps.run("sft", "fine-tuning on the demonstrations", lambda: loop.training.sft(loop.config))
-        for number in range(num_rounds):
-            for name, title, body in self._steps(number):
-                steps.run(f"{name}-{number}", f"round {number}: {title}", partial(body, number))
-
-    def sample(self, number: int) -> None:
-        """Let the newest policy answer the tasks of a round."""
-        if number:
-            self.loop.sample_again(number)
-        else:
-            self.loop.sample()
+        with self.working():
+            title = f"generating answers, {plan.num_tasks} tasks × {plan.num_answers} answers"
+            steps.run("sample", title, loop.sample)
+            for number in range(num_rounds):
+                self._round(steps, number, last=number + 1 == num_rounds)
 
     def judge(self, number: int) -> None:
         """Hand the tasks over, wait for judgments, and write snapshots of them.
 
-        Those of earlier rounds are made again: without what was erased since, and with what came late.
+        Those of earlier rounds are made again: without what was erased since, and with what came late. If the
+        round was stopped before, more judgments than then are waited for.
 
         Raises:
             StoppedByGate: people agree too little.
@@ -82,7 +84,7 @@ class Iteration:
         """
         files = files_of(self.loop.config)
         self.labelers.give(number, read_answers(files.of_round(number, "tasks")))
-        self.labelers.wait(number)
+        self.labelers.wait(number, beyond=self._stopped_at(number))
         for known in range(number + 1):
             rankings, digest = self.labelers.ranked(known)
             heldout, heldout_digest = self.labelers.ranked(known, cohort="heldout")
@@ -91,6 +93,7 @@ class Iteration:
             write_rows(files.of_round(known, "rankings"), rankings)
         # Of this round.
         self._check_agreement(number, [*rankings, *heldout])
+        self.labelers.close(number)
 
     def reward_model(self, number: int) -> None:
         """Train a reward model on the snapshots of this round and all before, and register it."""
@@ -103,23 +106,28 @@ class Iteration:
         self._register("reward_model", round_config(config, number).folder.reward_model, made_from, number)
 
     def check(self, number: int) -> None:
-        """Compare the reward model with the one before on pairs of this round's held-out people.
+        """Compare the reward model with the one before on pairs of this round that neither has learnt from.
+
+        They are those of held-out people; if there are none, those of held-out prompts.
 
         Raises:
             StoppedByGate: it is measurably worse, and `iterate.gate` is `stop`.
         """
-        config, files = self.loop.config, files_of(self.loop.config)
-        trained: list[Ranking] = []
-        for known in range(number + 1):
-            trained += read_rows(files.of_round(known, "rankings"))
-        groups = gate.measuring_pairs(read_rows(files.of_round(number, "heldout")), trained)
+        files = files_of(self.loop.config)
+        every = [read_rows(files.of_round(known, "rankings")) for known in range(number + 1)]
+        trained = [one for rankings in every for one in rankings if not self._is_heldout(one)]
+        heldout, measured_on = read_rows(files.of_round(number, "heldout")), "held-out people"
+        if not heldout:
+            heldout, measured_on = list(filter(self._is_heldout, every[-1])), "held-out prompts"
+        groups = gate.measuring_pairs(heldout, trained)
         new = self._scores(number, groups)
         before = self._scores(number - 1, groups) if number else None
-        report = gate.compare(groups, new, before, seed=config.seed)
+        report = gate.compare(groups, new, before, seed=self.loop.config.seed, measured_on=measured_on)
         replace_text(
             files.of_round(number, "gate").with_suffix(".json"), json.dumps(report.as_json(), indent=1) + "\n"
         )
         self._decide(number, report)
+        self._stop_file(number).unlink(missing_ok=True)
 
     def ppo(self, number: int) -> None:
         """Tune the policy while people judge its answers, and register it."""
@@ -130,20 +138,35 @@ class Iteration:
             made_from.append(model_digest(round_config(self.loop.config, number - 1).folder.policy_model))
         self._register("policy", config.folder.policy_model, made_from, number)
 
-    def evaluate(self, number: int) -> None:
-        """Let the tuned policy answer, and the reward model score these answers and earlier ones."""
-        self.loop.evaluate(number, samples_next=False)
-
-    def _steps(self, number: int) -> Sequence[tuple[str, str, Callable[[int], None]]]:
-        plan, ppo = self.loop.plan, self.loop.config.ppo
-        return (
-            ("sample", f"generating answers, {plan.num_tasks} tasks × {plan.num_answers}", self.sample),
-            ("judgments", "people rank the answers", self.judge),
-            ("reward_model", "training the reward model on all snapshots so far", self.reward_model),
-            ("gate", "comparing the reward model with the one before", self.check),
-            ("ppo", f"{method_of(ppo)}, {ppo.updates} updates × {ppo.batch_size} answers", self.ppo),
-            ("evaluate", "evaluating the tuned policy", self.evaluate),
+    def _round(self, steps: Steps, number: int, *, last: bool) -> None:
+        if self._stopped_at(number) is not None:
+            steps.forget(f"judgments-{number}", f"reward_model-{number}")
+        ppo = self.loop.config.ppo
+        learning = f"{method_of(ppo)}, {ppo.updates} updates × {ppo.batch_size} answers, by gRPC"
+        bodies: tuple[tuple[str, str, Callable[[], None]], ...] = (
+            ("judgments", "labelers rank the policy's answers", lambda: self.judge(number)),
+            (
+                "reward_model",
+                "training the reward model on all rankings so far",
+                lambda: self.reward_model(number),
+            ),
+            ("gate", "comparing the reward model with the one before", lambda: self.check(number)),
+            ("ppo", learning, lambda: self.ppo(number)),
+            (
+                "evaluate" if last else "evaluate_and_sample",
+                "evaluating the tuned policy" + ("" if last else ", which answers the next tasks"),
+                lambda: self.loop.evaluate(number, samples_next=not last),
+            ),
         )
+        for name, title, body in bodies:
+            steps.run(f"{name}-{number}", f"round {number}: {title}", body)
+
+    def _is_heldout(self, ranking: Ranking) -> bool:
+        """Return whether the prompt of a ranking is held out, so that reward models do not learn from it."""
+        config = self.loop.config
+        if heldout_names(config, "preferences"):
+            return False
+        return is_heldout(config, question(prompt_from_json(ranking["prompt"])))
 
     def _check_agreement(self, number: int, rankings: Sequence[Ranking]) -> None:
         found = agreement_of(rankings, seed=self.loop.config.seed)
@@ -156,35 +179,60 @@ class Iteration:
         least = self.loop.config.iterate.min_agreement
         if high < least:
             self._stop(
+                number,
                 f"round {number}: {text}, iterate.min_agreement is {least:.1%}: look at guidelines and "
-                "labelers; with more judgments the same command decides again"
+                "labelers; the same command asks for more judgments and decides again",
             )
 
     def _decide(self, number: int, report: GateReport) -> None:
         self.show(f"    {report}")
         if not report.passes:
             self._stop(
+                number,
                 f"round {number}: the reward model is worse than the one before: {report}; look at the "
-                f'judgments of this round, then iterate.gate="warn" continues with this model'
+                "judgments of this round; the same command asks for more of them and trains another one, "
+                'iterate.gate="warn" continues with this one',
             )
 
-    def _stop(self, message: str) -> None:
-        if self.loop.config.iterate.gate == "stop":
-            raise StoppedByGate(message)
-        logger.warning("%s", message)
+    def _stop(self, number: int, message: str) -> None:
+        if self.loop.config.iterate.gate != "stop":
+            logger.warning("%s", message)
+            return
+        files = files_of(self.loop.config)
+        known = sum(len(read_rows(files.of_round(number, name))) for name in ("rankings", "heldout"))
+        stopped = {"judgments": self.labelers.judged.get(number, known), "why": message}
+        replace_text(self._stop_file(number), json.dumps(stopped) + "\n")
+        raise StoppedByGate(message)
+
+    def _stop_file(self, number: int) -> Path:
+        return files_of(self.loop.config).of_round(number, "stopped").with_suffix(".json")
+
+    def _stopped_at(self, number: int) -> int | None:
+        """Return the number of judgments with which a round was stopped; None if nothing stops it now."""
+        file = self._stop_file(number)
+        if self.loop.config.iterate.gate != "stop" or not file.exists():
+            return None
+        return int(json.loads(file.read_text(encoding="utf-8"))["judgments"])
 
     def _scores(self, number: int, groups: Sequence[Sequence[Pair]]) -> gate.Score:
-        """Return how the reward model of a round scores the texts of pairs."""
+        """Return how the reward model of a round scores the texts of pairs.
+
+        Held-out answers have their scores of the model before already, from its evaluation.
+        """
         config = round_config(self.loop.config, number)
         texts = list(
             dict.fromkeys((prompt, text) for group in groups for prompt, *both in group for text in both)
         )
-        if not texts:
-            return gate.scorer({})
+        file = files_of(self.loop.config).of_round(number, "scores")
+        rows = read_rows(file) if file.exists() else []
+        known = {(json.dumps(row["prompt"]), row["text"]): float(row["score"]) for row in rows}
+        if all(text in known for text in texts):
+            return gate.scorer(known)
 
         async def work() -> list[float]:
             asked = [(prompt_from_json(json.loads(prompt)), text) for prompt, text in texts]
-            async with serving(config, {"reward": config.folder.reward_model}) as addresses:
+            models = {"reward": config.folder.reward_model}
+            async with serving(config, models, standby=self.loop.training.standby) as addresses:
                 return await score(addresses["reward"], asked)
 
         return gate.scorer(dict(zip(texts, asyncio.run(work()), strict=True)))

@@ -1,7 +1,7 @@
-"""The rounds of a run: sample → rank → reward model → PPO → evaluate, and again from the tuned policy.
+"""What the steps of a round do with models: sample, train a reward model, PPO, evaluate, score.
 
-Each step has files as its result and may run again. Answers and scores come from the policy and reward
-services. Does not know who ranks, or what a good answer is.
+Each has files as its result and may run again. Answers and scores come from the policy and reward services.
+Does not know who ranks, or what a good answer is.
 """
 
 from __future__ import annotations
@@ -18,14 +18,10 @@ from fairlead.data.records import is_heldout
 from fairlead.local import run as local_run
 from fairlead.local.serving import score, serving
 from fairlead.rounds.configuration import files_of, round_config
+from fairlead.rounds.feedback_labelers import FeedbackLabelers
 from fairlead.rounds.files import prompt_json, read_answers, write_answers, write_rows
-from fairlead.rounds.labelers import Labelers
 from fairlead.rounds.sampling import TaskPlan, answer_evaluation, answer_tasks
-from fairlead.rounds.steps import Steps
 from fairlead.rounds.training import Training
-
-STEPS_OF_A_ROUND = 4
-"""Rank, reward model, PPO, evaluate; the first round has `sample` before them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,40 +34,15 @@ class Loop:
     """Tasks and evaluation draw from them; some are held out by the run's seed."""
     plan: TaskPlan
     """What is ranked in a round."""
-    labelers: Labelers
+    labelers: FeedbackLabelers
     """Who ranks."""
     training: Training
     """Runs the training stages."""
 
-    def run(self, steps: Steps, *, num_rounds: int) -> None:
-        """Run every step that is not done yet. More rounds than before continue an earlier run.
-
-        Raises:
-            FairleadError: a step failed; finished steps are kept.
-        """
-        plan = self.plan
-        steps.run(
-            "sample", f"generating answers, {plan.num_tasks} tasks × {plan.num_answers} answers", self.sample
-        )
-        for number in range(num_rounds):
-            self._run_round(steps, number, last=number + 1 == num_rounds)
-
-    def sample_again(self, number: int) -> None:
-        """Let the policy of the round before answer the tasks of a round."""
-        config, files = self.config, files_of(self.config)
-        before = round_config(config, number - 1)
-
-        async def work() -> None:
-            async with serving(before, {"policy": before.folder.policy_model}) as addresses:
-                tasks = await answer_tasks(
-                    config, addresses["policy"], self.prompts, self.plan, number=number
-                )
-                write_answers(files.of_round(number, "tasks"), tasks)
-
-        asyncio.run(work())
-
     def sample(self) -> None:
-        """Let the fine-tuned policy answer the tasks of the first round and the evaluation's prompts."""
+        """Let the fine-tuned policy answer the tasks of the first round, which are given to the labelers, and
+        the evaluation's prompts.
+        """
         config, files = self.config, files_of(self.config)
         # A reward model is trained next.
         local_run.prepare(round_config(config, 0), "reward_model", self.training.standby)
@@ -80,33 +51,31 @@ class Loop:
             models = {"policy": config.folder.sft_model}
             async with serving(config, models, standby=self.training.standby) as addresses:
                 address = addresses["policy"]
-                tasks = await answer_tasks(config, address, self.prompts, self.plan, number=0)
-                write_answers(files.of_round(0, "tasks"), tasks)
+                await self._give_tasks(address, 0)
                 answers = await answer_evaluation(config, address, self.prompts, number=0)
                 write_answers(files.answers_sft, answers)
 
         asyncio.run(work())
-
-    def rank(self, number: int) -> None:
-        """Give the tasks of a round to the labelers, wait for their rankings, and write a line with each."""
-        files = files_of(self.config)
-        self.labelers.give(number, read_answers(files.of_round(number, "tasks")))
-        write_rows(files.of_round(number, "rankings"), self.labelers.wait(number))
 
     def reward_model(self, number: int) -> None:
         """Train the reward model of a round, on the rankings of this round and all before."""
         self.training.reward_model(round_config(self.config, number))
 
     def ppo(self, number: int) -> None:
-        """Tune the policy of the round before for the reward model of this round."""
-        self.training.ppo(round_config(self.config, number), self.labelers)
+        """Tune the policy of the round before for the reward model of this round; labelers rank its answers
+        meanwhile, if they do.
+        """
+        config = round_config(self.config, number)
+        with self.labelers.following(config):
+            self.training.ppo(config)
 
     def evaluate(self, number: int, *, samples_next: bool) -> None:
         """Let the tuned policy answer, and the reward model score these answers, earlier ones and rankings.
 
         Args:
             number: number of the round, from 0.
-            samples_next: whether the tuned policy also answers the tasks of the next round.
+            samples_next: whether the tuned policy first answers the tasks of the next round, which are given
+                to the labelers.
         """
         config, files = round_config(self.config, number), files_of(self.config)
         if samples_next:
@@ -118,11 +87,10 @@ class Loop:
             models = {"policy": config.folder.policy_model, "reward": config.folder.reward_model}
             async with serving(config, models) as addresses:
                 address = addresses["policy"]
+                if samples_next:
+                    await self._give_tasks(address, number + 1)
                 answers = await answer_evaluation(config, address, self.prompts, number=number)
                 write_answers(files.of_round(number, "answers"), answers)
-                if samples_next:
-                    tasks = await answer_tasks(config, address, self.prompts, self.plan, number=number + 1)
-                    write_answers(files.of_round(number + 1, "tasks"), tasks)
                 texts = self._to_score(number)
                 scores = zip(texts, await score(addresses["reward"], texts), strict=True)
             rows = (
@@ -133,25 +101,16 @@ class Loop:
 
         asyncio.run(work())
 
-    def _run_round(self, steps: Steps, number: int, *, last: bool) -> None:
-        suffix = f"-{number}" if number else ""
-        ppo = self.config.ppo
-        steps.run(f"rank{suffix}", "labelers rank the policy's answers", lambda: self.rank(number))
-        steps.run(
-            f"reward_model{suffix}",
-            f"training the reward model on {'all rankings so far' if number else 'the rankings'}",
-            lambda: self.reward_model(number),
-        )
-        steps.run(
-            f"ppo{suffix}",
-            f"{method_of(ppo)}, {ppo.updates} updates × {ppo.batch_size} answers, by gRPC",
-            lambda: self.ppo(number),
-        )
-        steps.run(
-            f"evaluate{suffix}" if last else f"evaluate_and_sample{suffix}",
-            "evaluating the tuned policy",
-            lambda: self.evaluate(number, samples_next=not last),
-        )
+    async def _give_tasks(self, address: str, number: int) -> None:
+        """Let a policy answer the tasks of a round, and give them to the labelers at once.
+
+        Answers that an interrupted command has written stay as they are: labelers may have seen them.
+        """
+        file = files_of(self.config).of_round(number, "tasks")
+        if not file.exists():
+            tasks = await answer_tasks(self.config, address, self.prompts, self.plan, number=number)
+            write_answers(file, tasks)
+        await asyncio.to_thread(self.labelers.give, number, read_answers(file))
 
     def _to_score(self, number: int) -> list[tuple[Prompt, str]]:
         """Return the (prompt, answer) pairs to score.

@@ -87,6 +87,13 @@ class Steps:
         self._save()
         self._show(f"    {self._seconds[name]:.1f} s")
 
+    def forget(self, *names: str) -> None:
+        """Let steps run again, if they are done: what they were made from has changed."""
+        for name in names:
+            self._seconds.pop(name, None)
+            self._cpu_seconds.pop(name, None)
+        self._save()
+
     def _resume(self) -> None:
         kept = json.loads(self._file.read_text(encoding="utf-8"))
         if kept["key"] != self._key:

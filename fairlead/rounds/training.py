@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from fairlead import inputs
 from fairlead.config import RunConfig
 from fairlead.errors import FairleadError, ProcessFailed, StoppedByGuard
 from fairlead.local import run as local_run
 from fairlead.local import serving
 from fairlead.local.restart_policy import EXIT_GUARDED
 from fairlead.local.standby import Standby
-from fairlead.rounds.labelers import Labelers
 
 _SIGNALLED = 128
 
@@ -50,26 +50,31 @@ class Training:
         self._stage(config, "sft")
 
     def reward_model(self, config: RunConfig) -> None:
-        """Train a reward model; PPO follows.
+        """Train a reward model; the gate and PPO follow.
+
+        One that was trained on other rankings, before more were given, is trained again.
 
         Raises:
             StageStopped, ProcessFailed: as `sft`.
         """
+        serving.prepare(config, 1, self.standby)
         local_run.prepare(config, "ppo", self.standby)
-        self._stage(config, "reward_model")
+        outdated = local_run.is_finished(config, "reward_model") and inputs.differences(
+            "reward_model", config, inputs.collect("reward_model", config)
+        )
+        self._stage(config, "reward_model", force=bool(outdated))
 
-    def ppo(self, config: RunConfig, labelers: Labelers) -> None:
-        """Run PPO while labelers rank its answers, if they do.
+    def ppo(self, config: RunConfig) -> None:
+        """Run PPO.
 
         Raises:
             StageStopped, ProcessFailed: as `sft`.
             StoppedByGuard: by a guard.
         """
-        with labelers.following(config):
-            self._stage(config, "ppo")
+        self._stage(config, "ppo")
 
-    def _stage(self, config: RunConfig, stage: str) -> None:
-        outcome = local_run.run_stage(config, stage, console=self.console, standby=self.standby)
+    def _stage(self, config: RunConfig, stage: str, *, force: bool = False) -> None:
+        outcome = local_run.run_stage(config, stage, console=self.console, force=force, standby=self.standby)
         if outcome.code >= _SIGNALLED:
             raise StageStopped(outcome.message, outcome.code)
         if outcome.code == EXIT_GUARDED:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fairlead.config.training import PpoSection
-from trainer.calibration import accuracy
+from fairlead.judgments.calibration import accuracy
 from trainer.pair_losses import sigmoid_losses, squared_losses
 from trainer.ppo import objective
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fairlead.config.preference import PreferenceSection
-from trainer.calibration import accuracy
+from fairlead.judgments.calibration import accuracy
 from trainer.distributed import collectives, micro_batches
 from trainer.distributed.sharding import Root
 from trainer.preference import losses

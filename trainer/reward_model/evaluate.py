@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from fairlead.config import RunConfig
 from fairlead.data.demonstrations import Example, PlainText
 from fairlead.data.records import Split, load_demonstrations
+from fairlead.judgments.calibration import accuracy, expected_calibration_error
 from fairlead.nn.ensemble import RewardEnsemble
 from fairlead.nn.reward_model import RewardModel
 from trainer import calibration, seeds
@@ -107,8 +108,8 @@ def score_spread(
 def summary(margins: Sequence[float], losses: Sequence[float]) -> dict[str, float]:
     """Return `accuracy`, `ece` and `loss` of margins and losses; NaN without any."""
     return {
-        "accuracy": calibration.accuracy(margins),
-        "ece": calibration.expected_calibration_error(margins),
+        "accuracy": accuracy(margins),
+        "ece": expected_calibration_error(margins),
         "loss": sum(losses) / len(losses) if losses else float("nan"),
     }
 
@@ -116,7 +117,7 @@ def summary(margins: Sequence[float], losses: Sequence[float]) -> dict[str, floa
 def intervals(margins: Mapping[str, Sequence[float]], *, seed: int) -> dict[str, list[float]]:
     """Return 95% intervals of the accuracy: Wilson's for independent pairs, and with prompts resampled."""
     found = [margin for members in margins.values() for margin in members]
-    wilson = calibration.wilson_interval(calibration.accuracy(found), len(found)) if found else (0.0, 1.0)
+    wilson = calibration.wilson_interval(accuracy(found), len(found)) if found else (0.0, 1.0)
     return {
         "accuracy_interval": list(wilson),
         "accuracy_interval_by_prompt": list(calibration.interval_by_prompt(margins, seed=seed)),
@@ -129,8 +130,8 @@ def baseline_accuracies(
     """Return the accuracy of the baselines on the held-out pairs; NaN without pairs."""
     known, asked = ([pair for ranking in side for pair in ranking.text_pairs] for side in (train, heldout))
     return {
-        "longer_wins": {"accuracy": calibration.accuracy(baselines.longer_wins(asked))},
-        "bag_of_words": {"accuracy": calibration.accuracy(baselines.bag_of_words(known, asked))},
+        "longer_wins": {"accuracy": accuracy(baselines.longer_wins(asked))},
+        "bag_of_words": {"accuracy": accuracy(baselines.bag_of_words(known, asked))},
     }
 
 

@@ -15,7 +15,7 @@ from examples.parcel_help.measures import Comparison
 from examples.parcel_help.quickstart import CONFIG
 from fairlead.config import load
 from fairlead.judgments import Judgment, agreement
-from trainer.calibration import accuracy
+from fairlead.judgments.calibration import accuracy
 
 LAMP = "my lamp was charged twice ."
 GOOD = "hello . we are sorry about your lamp . we will refund one charge . have a good day ."

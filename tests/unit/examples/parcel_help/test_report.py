@@ -11,27 +11,26 @@ from statistics import fmean
 
 import pytest
 
-from examples.parcel_help import corpus, figures, gold, picture, report
+from examples.parcel_help import corpus, figures, gold, people, picture, report
 from examples.parcel_help.files import Files
-from examples.parcel_help.simulated import SimulatedLabelers
 from fairlead.config import RunConfig, load
 from fairlead.data.comparisons import RankedResponses
 from fairlead.data.records import is_heldout, load_preferences
 from fairlead.errors import ConfigError
+from fairlead.judgments.calibration import expected_calibration_error
 from fairlead.local.serving import GeneratedAnswer
 from fairlead.rounds.configuration import round_config
 from fairlead.rounds.files import read_answers, read_rows, write_answers, write_rows
 from fairlead.rounds.labelers import pairs
-from trainer.calibration import expected_calibration_error
 
-ROUND = ("rank", "reward_model", "ppo")
+ROUND = ("judgments", "reward_model", "gate", "ppo")
 STAGES = dict.fromkeys(
     (
         "corpus",
         "sft",
         "sample",
-        *ROUND,
-        "evaluate_and_sample",
+        *(f"{name}-0" for name in ROUND),
+        "evaluate_and_sample-0",
         *(f"{name}-1" for name in ROUND),
         "evaluate-1",
     ),
@@ -49,9 +48,14 @@ QUEUE = {
 
 
 def _rank(config: RunConfig, files: Files, number: int) -> None:
-    labelers = SimulatedLabelers(seed=config.seed)
-    labelers.give(number, read_answers(files.of_round(number, "tasks")))
-    write_rows(files.of_round(number, "rankings"), labelers.wait(number))
+    labeler = people.alike(seed=config.seed)["train"][0]
+    rankings = []
+    for answers in read_answers(files.of_round(number, "tasks")):
+        texts = list(dict.fromkeys(answer.text for answer in answers))
+        ranks = zip(texts, labeler.ranks(str(answers[0].prompt), texts), strict=True)
+        responses = [{"text": text, "rank": rank} for text, rank in ranks]
+        rankings.append({"prompt": answers[0].prompt, "responses": responses})
+    write_rows(files.of_round(number, "rankings"), rankings)
 
 
 def _worth(answer: GeneratedAnswer) -> float:
@@ -122,7 +126,7 @@ def test_report_json_has_every_key_and_correct_numbers(written: tuple[RunConfig,
     found = json.loads(config.folder.report_json.read_text())
 
     assert set(STAGES) | {"report", "total"} == set(found["seconds"])
-    assert found["seconds"]["total"] == pytest.approx(22 + found["seconds"]["report"])
+    assert found["seconds"]["total"] == pytest.approx(2 * len(STAGES) + found["seconds"]["report"])
     assert found["sft"] == {"heldout_loss": 0.5}
     assert found["queue"] == {name: 2 * count for name, count in QUEUE.items()}
     first, only = found["rounds"]
@@ -211,26 +215,6 @@ def test_page_shows_the_figures(written: tuple[RunConfig, Files]) -> None:
     lines = report.summary(config.folder.report_json)
     assert f"win rate against SFT   {ppo['win_rate_vs_sft']:.2f}" in lines
     assert "128 of 128 tasks trained on, 0 lost, 0 duplicated" in lines
-
-
-def test_rankings_contain_each_complete_answer_once(tmp_path: Path) -> None:
-    config = load(None, overrides={"runs": str(tmp_path)})
-    files = Files(tmp_path)
-    prompt = "my lamp arrived broken ."
-    task = [
-        GeneratedAnswer(prompt, text, ended)
-        for text, ended in (("a", True), ("b", True), ("a", True), ("cut", False))
-    ]
-    identical = [GeneratedAnswer(prompt, "a", True)] * 4
-    write_answers(files.of_round(0, "tasks"), [task, [GeneratedAnswer(prompt, "cut", False)] * 4, identical])
-    assert read_answers(files.of_round(0, "tasks"))[0] == task
-    _rank(config, files, 0)
-    (ranking,) = read_rows(files.of_round(0, "rankings"))
-    assert ranking["prompt"] == prompt
-    ranks = {response["text"]: response["rank"] for response in ranking["responses"]}
-    # One answer has one of the ranks 1, 2, 3; the other has the mean of the remaining two.
-    assert (ranks["a"], ranks["b"]) in ((1.5, 3), (2, 2), (2.5, 1))
-    assert len(list(pairs(ranking))) == (ranks["a"] != ranks["b"])
 
 
 def test_reward_model_stage_reads_the_rankings(written: tuple[RunConfig, Files]) -> None:

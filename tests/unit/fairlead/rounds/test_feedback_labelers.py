@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -76,14 +77,16 @@ async def test_rankings_of_a_round_come_back_after_an_interruption(tmp_path: Pat
         assert shown[-1] == "2 tasks of round 1 are with the labelers, 0 of them new"
         waiting = asyncio.create_task(asyncio.to_thread(again.wait, 1))
         await asyncio.to_thread(_label, http.address, "ben", 2)
-        rankings = await waiting
+        await waiting
+        rankings, digest = await asyncio.to_thread(again.ranked, 1)
         found = {json.dumps(one["prompt"]): one for one in rankings}
         assert found.keys() == {json.dumps([{"role": "user", "content": "hello"}]), '"plain"'}
         for one in rankings:
             ranks = {answer["text"]: answer["rank"] for answer in one["responses"]}
             assert ranks in ({"a": 1, "b": 2}, {"x": 1, "y": 2})
             assert one["round"] == 1
-        assert len(again.digests[1]) == 64
+        assert len(digest) == 64
+        assert again.judged == {1: 2}
         write_rows(tmp_path / "rankings.jsonl", rankings)
         read = load_preferences(load(overrides={"data.preferences": str(tmp_path / "rankings.jsonl")}))
         assert len(read.train) + len(read.heldout) == 2
@@ -104,11 +107,12 @@ async def test_round_ends_when_held_out_people_had_the_other_tasks(tmp_path: Pat
         def work() -> int:
             labelers.give(0, tasks)
             with labelling(connect, people, project=None):
-                rankings = labelers.wait(0)
-            again, digest = labelers.ranked(0)
+                labelers.wait(0)
+            rankings, digest = labelers.ranked(0)
             heldout, other = labelers.ranked(0, cohort="heldout")
-            assert list(rankings) == list(again)
-            assert labelers.digests[0] == digest != other
+            assert digest != other
+            prompts = [one["prompt"] for one in rankings]
+            assert prompts == sorted(prompts)
             assert all(one["cohort"] == "heldout" for one in heldout)
             assert labelers.ranked(1) == ([], "")
             measuring = measuring_pairs(heldout, rankings)
@@ -119,6 +123,50 @@ async def test_round_ends_when_held_out_people_had_the_other_tasks(tmp_path: Pat
         with pytest.raises(ConfigError, match="--with-simulated-labelers"):
             load_cohorts("examples.parcel_help.people:nobody", seed=0)
         assert set(load_cohorts("examples.parcel_help.people:people", seed=0)) == {"train", "heldout"}
+
+
+async def test_more_judgments_are_asked_for_after_a_stop_until_the_round_is_closed(tmp_path: Path) -> None:
+    tasks = [[GeneratedAnswer(f"p{n}", text, True) for text in ("b", "a")] for n in range(5)]
+    async with feedback(tmp_path) as http:
+        labelers = FeedbackLabelers(
+            connect=lambda: FeedbackClient(http.address, api_key=""),
+            run="r",
+            wanted_judgments=3,
+            longest_wait_seconds=30,
+            poll_seconds=0.05,
+        )
+
+        def states() -> list[tuple[str, int]]:
+            with labelers.connect() as client:
+                return [(task["state"], task["overlap"]) for task in client.call("GET", "/tasks")["tasks"]]
+
+        def work() -> None:
+            labelers.give(0, tasks)
+            _label(http.address, "ben", 3)
+            labelers.wait(0)
+            assert labelers.judged == {0: 3}
+            assert [state for state, _ in states()] == ["closed"] * 3 + ["open"] * 2  # somebody may go on
+            labelers.close(0)
+            assert [state for state, _ in states()] == ["closed"] * 3 + ["withdrawn"] * 2
+
+            stopped = Thread(target=labelers.wait, args=(0,), kwargs={"beyond": 3})
+            stopped.start()
+            while states()[-1][0] != "open":
+                pass
+            _label(http.address, "ben", 1)
+            stopped.join()
+            assert labelers.judged == {0: 4}
+            _label(http.address, "ben", 1)
+            # Nothing is open: everything is asked about once more.
+            stopped = Thread(target=labelers.wait, args=(0,), kwargs={"beyond": 5})
+            stopped.start()
+            while states() != [("open", 2)] * 5:
+                pass
+            _label(http.address, "eva", 1)
+            stopped.join()
+            assert labelers.judged == {0: 6}
+
+        await asyncio.to_thread(work)
 
 
 async def test_answers_of_updates_are_compared_while_ppo_runs(tmp_path: Path) -> None:

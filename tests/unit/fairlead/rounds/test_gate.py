@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fairlead.judgments.calibration import expected_calibration_error
 from fairlead.rounds.gate import CHANCE, MIN_RANKINGS, compare, measuring_pairs, scorer
 
 
@@ -41,6 +42,13 @@ def test_accuracy_and_difference_equal_a_plain_count() -> None:
     assert report.pairs == 120
     assert [report.accuracy, report.accuracy_before] == pytest.approx(counts)
     assert report.difference == pytest.approx(counts[0] - counts[1])
+    margins = [
+        new[json.dumps(one["prompt"]), better["text"]] - new[json.dumps(one["prompt"]), worse["text"]]
+        for one in heldout
+        for better, worse in itertools.combinations(one["responses"], 2)
+    ]
+    assert report.ece == pytest.approx(expected_calibration_error(margins))
+    assert report.longer_wins == 0.5  # all are of one word
     assert report.interval is not None
     assert report.interval[0] < report.difference < report.interval[1]
 
@@ -66,6 +74,7 @@ def test_gate_stops_only_a_model_that_is_measurably_worse(
     report = compare(groups, scorer(new), None if first else scorer(right), seed=0)
     assert report.passes is passes
     assert report.as_json()["passes"] is passes
+    assert report.measured_on == "held-out people"
     if rankings:
         assert report.accuracy == pytest.approx(1 - wrong / rankings)
         assert report.accuracy_before == (CHANCE if first else 1.0)

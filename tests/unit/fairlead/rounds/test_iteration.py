@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from fairlead.config import load
+from examples.parcel_help import corpus
+from examples.parcel_help.habits import HabitualLabeler
+from fairlead.config import RunConfig, load
 from fairlead.errors import CorruptData, StoppedByGate, exit_code
+from fairlead.feedback_client import FeedbackClient
+from fairlead.local.serving import GeneratedAnswer
+from fairlead.local.standby import Standby
+from fairlead.rounds.configuration import files_of
 from fairlead.rounds.embedded import is_embedded
-from fairlead.rounds.iteration import agreement_of, model_digest, steps_key
+from fairlead.rounds.feedback_labelers import FeedbackLabelers
+from fairlead.rounds.files import read_rows, write_answers
+from fairlead.rounds.iteration import Iteration, agreement_of, model_digest, steps_key
+from fairlead.rounds.loop import Loop
+from fairlead.rounds.sampling import TaskPlan
+from fairlead.rounds.simulated import labelling
+from fairlead.rounds.training import Training
+from tests.feedback_service import feedback
 
 
 def test_only_settings_of_the_outcome_start_other_rounds() -> None:
@@ -35,6 +51,68 @@ def test_digest_of_a_model_is_that_of_its_weights(tmp_path: Path) -> None:
     assert model_digest(tmp_path) == first
     (tmp_path / "model.safetensors").write_bytes(b"2")
     assert model_digest(tmp_path) != first
+
+
+async def test_round_stops_before_its_tasks_are_withdrawn_and_continues_with_more_judgments(
+    tmp_path: Path,
+) -> None:
+    people = {"train": [HabitualLabeler(f"p{n}", noise=2.0) for n in range(3)]}
+    config = load(overrides={"runs": str(tmp_path), "name": "r", "iterate.min_agreement": 1.0})
+    pool: dict[str, list[GeneratedAnswer]] = {}
+    for prompt, text in corpus.demonstrations(2_000, seed=1):
+        pool.setdefault(prompt, []).append(GeneratedAnswer(prompt, text, True))
+    tasks = [group[:4] for group in list(pool.values())[:12]]
+    files = files_of(config)
+    write_answers(files.of_round(0, "tasks"), tasks)
+    shown: list[str] = []
+    async with feedback(tmp_path, project__overlap=3, project__shared_share=1.0) as http:
+
+        def iteration(config: RunConfig) -> Iteration:
+            labelers = FeedbackLabelers(
+                connect=lambda: FeedbackClient(http.address, api_key=""),
+                run="r",
+                wanted_judgments=6,
+                longest_wait_seconds=30,
+                poll_seconds=0.02,
+            )
+            training = Training(Console(), Standby())
+            plan = TaskPlan(num_tasks=12)
+            loop = Loop(config=config, prompts=[], plan=plan, labelers=labelers, training=training)
+            return Iteration(loop=loop, labelers=labelers, show=shown.append)
+
+        def open_tasks() -> int:
+            with FeedbackClient(http.address, api_key="") as client:
+                return len(client.call("GET", "/tasks", query={"state": "open"})["tasks"])
+
+        def judged() -> int:
+            return len(read_rows(files.of_round(0, "rankings")))
+
+        def work() -> None:
+            first = iteration(config)
+            with labelling(first.labelers.connect, people, project=None):
+                with pytest.raises(StoppedByGate, match=r"iterate.min_agreement is 100.0%"):
+                    first.judge(0)
+            before = judged()
+            assert before >= 6
+            stopped = json.loads(files.of_round(0, "stopped").with_suffix(".json").read_text())
+            assert stopped["judgments"] <= before
+            still_open = open_tasks()
+
+            # The same settings ask for more judgments first, and stop again.
+            again = iteration(config)
+            with labelling(again.labelers.connect, people, project=None):
+                with pytest.raises(StoppedByGate):
+                    again.judge(0)
+            assert judged() > stopped["judgments"]
+            assert again.labelers.judged[0] > stopped["judgments"] or not still_open
+
+            warned = iteration(
+                config.model_copy(update={"iterate": config.iterate.model_copy(update={"gate": "warn"})})
+            )
+            warned.judge(0)
+            assert open_tasks() == 0
+
+        await asyncio.to_thread(work)
 
 
 def test_agreement_of_exported_rankings() -> None:

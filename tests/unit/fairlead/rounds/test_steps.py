@@ -34,7 +34,10 @@ def test_finished_step_is_not_repeated_and_an_interrupted_one_is(tmp_path: Path)
     assert done == ["one", "two"]
     assert set(again.seconds) == {"one", "two"}
     assert shown[0] == "[1/2] first: already done, in 0.0 s"
-    assert shown[1:] == ["[2/2] second …", "    0.0 s"]
+    assert shown[1:3] == ["[2/2] second …", "    0.0 s"]
+    again.forget("two", "unknown")
+    again.run("two", "second", lambda: done.append("two again"))
+    assert done == ["one", "two", "two again"]
     kept = json.loads(file.read_text())
     assert kept["seconds"].keys() == kept["cpu_seconds"].keys() == {"one", "two"}
 

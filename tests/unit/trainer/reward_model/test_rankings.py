@@ -17,6 +17,7 @@ from fairlead.data.comparisons import Preference, RankedResponses, comparisons
 from fairlead.data.encoding import encode_prompt, encode_response
 from fairlead.data.lines import Line
 from fairlead.data.records import is_heldout
+from fairlead.judgments.calibration import accuracy
 from fairlead.nn.ensemble import load_ensemble
 from fairlead.nn.loading import weights_digest
 from fairlead.nn.reward_model import load_reward_model
@@ -158,7 +159,7 @@ def test_ranking_equals_its_pairs_written_line_by_line():
 def test_interval_by_prompt_resamples_prompts():
     rng = random.Random(0)
     signs = [1.0 if rng.random() < 0.7 else -1.0 for _ in range(200)]
-    share = calibration.accuracy(signs)
+    share = accuracy(signs)
     once = {str(number): [sign] for number, sign in enumerate(signs)}
     ten = {str(number): [sign] * 10 for number, sign in enumerate(signs)}
     expected = calibration.wilson_interval(share, 200)

@@ -11,6 +11,7 @@ import torch
 
 from fairlead.config.base import ComputeSection
 from fairlead.data.records import Preference
+from fairlead.judgments.calibration import accuracy, expected_calibration_error
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.trainer.stage_world import reward_model_run
@@ -102,17 +103,17 @@ def test_scores_do_not_depend_on_the_batch(model):
 
 
 def test_accuracy_interval_and_calibration_by_hand():
-    assert calibration.accuracy([1.0, -1.0, 0.0, 2.0]) == pytest.approx(0.625)
+    assert accuracy([1.0, -1.0, 0.0, 2.0]) == pytest.approx(0.625)
     assert calibration.wilson_interval(0.8, 100) == pytest.approx((0.7112, 0.8666), abs=1e-4)
     assert calibration.wilson_interval(1.0, 33)[1] == pytest.approx(1.0)
     logit = math.log(0.83 / 0.17)
     # 100 pairs at a confidence of 0.83 of which 70 are right: the error is 0.13, in one bin
-    assert calibration.expected_calibration_error([logit] * 70 + [-logit] * 30) == pytest.approx(0.13)
+    assert expected_calibration_error([logit] * 70 + [-logit] * 30) == pytest.approx(0.13)
     # together with 100 at 0.97, all correct: (0.13 + 0.03) / 2
     sure = math.log(0.97 / 0.03)
     margins = [logit] * 70 + [-logit] * 30 + [sure] * 100
-    assert calibration.expected_calibration_error(margins) == pytest.approx(0.08)
-    assert math.isnan(calibration.expected_calibration_error([]))
+    assert expected_calibration_error(margins) == pytest.approx(0.08)
+    assert math.isnan(expected_calibration_error([]))
 
 
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0, 40.0])
@@ -127,7 +128,7 @@ def test_fit_temperature_recovers_the_true_temperature(temperature):
     mended = calibration.calibrated_error(by_prompt)
     assert mended < 0.015
     if temperature != 1.0:
-        assert calibration.expected_calibration_error(seen.tolist()) > 5 * mended
+        assert expected_calibration_error(seen.tolist()) > 5 * mended
 
 
 def test_fit_temperature_minimises_the_loss():
