@@ -21,7 +21,8 @@ def people(*, seed: int) -> Mapping[str, Sequence[HabitualLabeler]]:
 
 
 def alike(*, seed: int) -> Mapping[str, Sequence[HabitualLabeler]]:
-    """Return labelers of whom each says the same about a task, so that a round has the same rankings whoever
-    is faster: those of the quickstart.
+    """Return labelers of whom each says the same about a task: those of the quickstart.
+
+    The rankings of a round then do not depend on who is faster.
     """
     return {"train": [HabitualLabeler(f"labeler-{n}", seed=seed, noise_of="task") for n in range(NUM_ALIKE)]}

@@ -162,6 +162,18 @@ class FeedbackClient:
         found = self.call("POST", "/next", body)
         return None if found is None else _task(found)
 
+    def next_tasks(
+        self, count: int, *, project: str | None = None, kinds: Sequence[str] | None = None
+    ) -> list[Task]:
+        """Return at most `count` tasks: those that this labeler works on, and new ones.
+
+        Raises:
+            FairleadError: see `Connection.request`.
+        """
+        body: dict[str, object] = {"count": count}
+        body |= {name: value for name, value in (("project", project), ("kinds", kinds)) if value is not None}
+        return [_task(one) for one in self.call("POST", "/assignments", body)["assignments"]]
+
     def renew(self, assignment: str) -> float:
         """Let a lease begin again; return its length in seconds.
 
@@ -183,6 +195,15 @@ class FeedbackClient:
             FairleadError: see `Connection.request`.
         """
         return self._hand_in(assignment, {"ranks": dict(ranks), **more})
+
+    def rank_many(self, rankings: Sequence[tuple[str, Mapping[str, int]]]) -> list[Receipt]:
+        """Hand in several rankings, at most 100, all or none; each is an assignment with its ranks.
+
+        Raises:
+            FairleadError: see `Connection.request`.
+        """
+        judgments = [{"assignment": assignment, "ranks": dict(ranks)} for assignment, ranks in rankings]
+        return list(map(_receipt, self.call("POST", "/judgments", {"judgments": judgments})["receipts"]))
 
     def write(self, assignment: str, text: str, **more: object) -> Receipt:
         """Hand in a text, of a task of another kind than `rank` and `pair`.
@@ -322,8 +343,11 @@ class FeedbackClient:
     def _hand_in(self, assignment: str, body: Mapping[str, object]) -> Receipt:
         headers = {"idempotency-key": secrets.token_hex(16)}
         path = f"{_API}/assignments/{quote(assignment)}/judgment"
-        found = self._connection.request("POST", path, body, headers=headers).json
-        return Receipt(id=found["id"], late=found["late"], repeated=found["repeated"])
+        return _receipt(self._connection.request("POST", path, body, headers=headers).json)
+
+
+def _receipt(found: Mapping[str, Any]) -> Receipt:
+    return Receipt(id=found["id"], late=found["late"], repeated=found["repeated"])
 
 
 def _task(found: Mapping[str, Any]) -> Task:

@@ -24,12 +24,39 @@ from fairlead.rounds.labelers import Ranking, Task
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 2.0
+_SHOWN_SECONDS = 5.0
+"""Time between two lines of progress."""
 _OF_A_ROUND = ("random", "uncertain")
 """Why a task of a round was chosen."""
 _MORE = 10
 """After a stop a round continues with this share more judgments, one in ten."""
 _FRESH_PRIORITY = 10
 """Above that of the tasks of a round: they are of use only while PPO runs."""
+
+
+@dataclass(slots=True)
+class _Judged:
+    """The judgments of a round that count, as the log grows."""
+
+    number: int
+    project: str | None
+    every: set[str] = field(default_factory=set)
+    """Of everybody but judges."""
+    counting: set[str] = field(default_factory=set)
+    """Those that may be trained on."""
+    _after: int = 0
+
+    def read(self, client: FeedbackClient) -> None:
+        for one in client.judgments(after=self._after, project=self.project):
+            self._after = int(one["seq"])
+            self.every.discard(one["replaces"])
+            self.counting.discard(one["replaces"])
+            line = one.get("line", {})
+            if line.get("round") != self.number or line["why"] not in _OF_A_ROUND or line["kind"] == "judge":
+                continue
+            self.every.add(one["judgment"])
+            if line["cohort"] == "train":
+                self.counting.add(one["judgment"])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,38 +112,33 @@ class FeedbackLabelers:
         """
         wanted = min(self.wanted_judgments, self._given.get(number, self.wanted_judgments))
         least = 0 if beyond is None else beyond + max(1, beyond // _MORE)
-        every, counting = set[str](), set[str]()
-        after, changed, asked = 0, time.monotonic(), beyond is None
+        judged = _Judged(number, self.project)
+        known, changed, shown, asked = 0, time.monotonic(), 0.0, beyond is None
         with self.connect() as client:
             while True:
-                before = len(every)
-                for one in client.judgments(after=after, project=self.project):
-                    after = int(one["seq"])
-                    every.discard(one["replaces"])
-                    line = one.get("line", {})
-                    if line.get("round") == number and line["why"] in _OF_A_ROUND and line["kind"] != "judge":
-                        every.add(one["judgment"])
-                        if line["cohort"] == "train":
-                            counting.add(one["judgment"])
-                counting &= every
-                if len(every) != before:
-                    changed = time.monotonic()
-                    self.show(f"{len(counting)} of {wanted} judgments of round {number}")
-                if len(counting) >= wanted and len(every) >= least:
+                judged.read(client)
+                enough = len(judged.counting) >= wanted and len(judged.every) >= least
+                if len(judged.every) != known:
+                    known, changed = len(judged.every), time.monotonic()
+                    if enough or changed - shown > _SHOWN_SECONDS:
+                        shown = changed
+                        self.show(f"    {len(judged.counting)} of {wanted} judgments of round {number}")
+                if enough:
                     break
                 if not asked:
                     self._ask_again(client, number)
                     asked = True
                 # Held-out people may have had the tasks that are missing.
                 elif client.figures("progress", project=self.project)["wanted"] == 0:
+                    judged.read(client)  # what came between the two requests
                     break
                 if time.monotonic() - changed > self.longest_wait_seconds:
                     raise Stalled(
                         f"no new judgment of round {number} for {self.longest_wait_seconds:.0f} s: there are "
-                        f"{len(counting)} of {wanted}; the same command continues"
+                        f"{len(judged.counting)} of {wanted}; the same command continues"
                     )
                 time.sleep(self.poll_seconds)
-        self.judged[number] = len(every)
+        self.judged[number] = len(judged.every)
 
     def close(self, number: int) -> None:
         """Withdraw the tasks of a round that are still open; work in progress on them is kept.

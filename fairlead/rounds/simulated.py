@@ -19,6 +19,8 @@ from fairlead.feedback_client import FeedbackClient
 logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 0.2
+_TASKS_AT_ONCE = 20
+"""Of one labeler. Requests cost more time than what is in them; with more tasks one labeler has them all."""
 _COHORTS = ("train", "heldout")
 _FLAG = "--with-simulated-labelers"
 
@@ -120,7 +122,7 @@ def _work(
                 if not signed_in:
                     client.sign_in(handle=labeler.name)
                     signed_in = True
-                if not _rank_one(client, labeler, project):
+                if not _rank_some(client, labeler, project):
                     done.wait(_IDLE_SECONDS)
             except FairleadError as error:
                 logger.warning("simulated labeler %s: %s", labeler.name, error)
@@ -128,11 +130,13 @@ def _work(
                 done.wait(_IDLE_SECONDS)
 
 
-def _rank_one(client: FeedbackClient, labeler: SimulatedLabeler, project: str | None) -> bool:
-    """Rank the answers of a task; return whether there was one."""
-    task = client.next(project=project, kinds=["rank"])
-    if task is None:
-        return False
-    ranks = labeler.ranks(task.prompt[-1].content, list(task.answers.values()))
-    client.rank(task.assignment, dict(zip(task.answers, ranks, strict=True)))
-    return True
+def _rank_some(client: FeedbackClient, labeler: SimulatedLabeler, project: str | None) -> bool:
+    """Rank the answers of some tasks; return whether there was one."""
+    tasks = client.next_tasks(_TASKS_AT_ONCE, project=project, kinds=["rank"])
+    rankings = []
+    for task in tasks:
+        ranks = labeler.ranks(task.prompt[-1].content, list(task.answers.values()))
+        rankings.append((task.assignment, dict(zip(task.answers, ranks, strict=True))))
+    if rankings:
+        client.rank_many(rankings)
+    return bool(rankings)

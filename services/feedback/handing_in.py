@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from services.feedback import auditing
 from services.feedback.service import Service
@@ -23,6 +24,26 @@ async def hand_in(
         if isinstance(said, Ranking):
             await run(auditing.look, service, found.entry)
     return found
+
+
+async def hand_in_many(service: Service, person: str, judgments: Sequence[tuple[str, Said]]) -> list[Receipt]:
+    """Keep several judgments, all or none; they are on the disk when this returns."""
+    store, run, metrics = service.store, service.threads.run, service.metrics
+    started = time.monotonic()
+    found = await run(store.judgments.hand_in_many, person, judgments)
+    seconds = (time.monotonic() - started) / len(judgments)
+    for one, (_, said) in zip(found, judgments, strict=True):
+        if not one.repeated:
+            metrics.hand_in_seconds.observe(seconds)
+            metrics.judgments.labels("ranking" if isinstance(said, Ranking) else "text").inc()
+            metrics.late.inc(one.late)
+    await run(_look, service, [one.entry for one in found if not one.repeated])
+    return found
+
+
+def _look(service: Service, entries: Sequence[str]) -> None:
+    for entry in entries:
+        auditing.look(service, entry)
 
 
 async def skip(

@@ -98,6 +98,8 @@ ROUTES: Mapping[tuple[str, str], Need | None] = {
     ("PATCH", f"{API}/tasks/{{task}}"): LEAD,
     ("POST", f"{API}/tasks/{{task}}/adjudication"): REVIEW,
     ("POST", f"{API}/next"): WORK,
+    ("POST", f"{API}/assignments"): WORK,
+    ("POST", f"{API}/judgments"): WORK,
     ("GET", f"{API}/assignments/{{assignment}}"): WORK,
     ("PUT", f"{API}/assignments/{{assignment}}/lease"): WORK,
     ("PUT", f"{API}/assignments/{{assignment}}/draft"): WORK,

@@ -1,4 +1,4 @@
-"""`fairlead iterate` with simulated labelers over HTTP: two rounds, killed at each step, gate and lineage."""
+"""`fairlead iterate` with simulated labelers over HTTP: killed at each step, stopped, and its lineage."""
 
 from __future__ import annotations
 
@@ -20,8 +20,13 @@ from fairlead.rounds.iteration import model_digest
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-SIMULATED = ("--with-simulated-labelers", "examples.parcel_help.people:people")
-STEPS = ("sample", "judgments", "reward_model", "gate", "ppo", "evaluate")
+PEOPLE = ("--with-simulated-labelers", "examples.parcel_help.people:people")
+ALIKE = ("--with-simulated-labelers", "examples.parcel_help.people:alike")
+ROUND = ("judgments", "reward_model", "gate", "ppo")
+STEPS = [
+    *("sft", "sample", *(f"{step}-0" for step in ROUND), "evaluate_and_sample-0"),
+    *(*(f"{step}-1" for step in ROUND), "evaluate-1"),
+]
 TOML = """
 name = "people"
 [model.scratch]
@@ -53,8 +58,8 @@ num_prompts = 16
 [ppo]
 threads = 1
 updates = 4
-batch_size = 64
-mini_batch_size = 64
+batch_size = 32
+mini_batch_size = 32
 [guard]
 action = "warn"
 [policy]
@@ -80,7 +85,7 @@ fresh_per_update = 2
 def start(folder: Path, *flags: str) -> subprocess.Popen[bytes]:
     with (folder / "output.txt").open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "fairlead.cli", "iterate", "run.toml", *flags, *SIMULATED],
+            [sys.executable, "-m", "fairlead.cli", "iterate", "run.toml", *flags],
             cwd=folder,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=output,
@@ -105,66 +110,110 @@ def rows(run: Path, statement: str) -> list[tuple[Any, ...]]:
         return store.execute(statement).fetchall()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1_800)
-async def test_iterate_is_killed_at_each_step_and_resumed(tmp_path: Path) -> None:
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Return a folder with the data and the configuration of a run."""
     pairs = corpus.demonstrations(800, seed=0)
     write_rows(tmp_path / "demonstrations.jsonl", ({"prompt": p, "completion": a} for p, a in pairs))
     write_rows(tmp_path / "prompts.jsonl", ({"prompt": question.text} for question in corpus.questions()))
     (tmp_path / "run.toml").write_text(TOML)
-    run = tmp_path / "runs" / "people"
+    return tmp_path
 
-    for place, step in enumerate(STEPS):  # The first round: each step is killed after it has begun.
-        before = output(tmp_path) if (tmp_path / "output.txt").exists() else ""
-        killed = start(tmp_path)
-        shown = f"[{place + 2}/13]"
 
-        def begun(before: str = before, shown: str = shown, killed: subprocess.Popen[bytes] = killed) -> bool:
-            assert killed.poll() is None, output(tmp_path)[-2_000:]
-            return shown in output(tmp_path)[len(before) :]
+def outcome(run: Path) -> dict[str, Any]:
+    """Return what a run was made of and what it made, without random names."""
+    found: dict[str, Any] = {"sft": model_digest(run / "sft")}
+    for number, folder in enumerate((run, run / "round-1")):
+        data = run / f"data/round-{number}"
+        found[f"tasks {number}"] = (data / "tasks.jsonl").read_text()
+        found[f"rankings {number}"] = [
+            (one["prompt"], [(answer["text"], answer["rank"]) for answer in one["responses"]])
+            for one in read_rows(data / "rankings.jsonl")
+        ]
+        found[f"gate {number}"] = json.loads((data / "gate.json").read_text())
+        found[f"answers {number}"] = (data / "answers.jsonl").read_text()
+        found |= {f"{model} {number}": model_digest(folder / model) for model in ("reward_model", "policy")}
+    return found
 
-        await until(begun, seconds=300)
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
-        assert f"{step}-0" not in steps_done(run)
-        await until(lambda: not _of_run(run), seconds=60)
-    assert finish(tmp_path) == 0, output(tmp_path)[-3_000:]
-    assert steps_done(run) == ["sft", *(f"{step}-{number}" for number in (0, 1) for step in STEPS)]
 
-    # Every task was handed over once, and every judgment is of one person.
-    answered = [read_rows(run / f"data/round-{number}/tasks.jsonl") for number in (0, 1)]
-    tasks = rows(run, "SELECT round, count(*) FROM task WHERE why = 'random' GROUP BY round ORDER BY round")
-    assert [count <= len(known) for (_, count), known in zip(tasks, answered, strict=True)] == [True, True]
+async def kill_at(folder: Path, run: Path, place: int, step: str, *flags: str) -> None:
+    """Start the command, and end it with SIGKILL when a step has begun."""
+    before = len(output(folder)) if (folder / "output.txt").exists() else 0
+    killed = start(folder, *flags)
+
+    def begun() -> bool:
+        assert killed.poll() is None, output(folder)[-2_000:]
+        return f"[{place}/12]" in output(folder)[before:]
+
+    await until(begun, seconds=300)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert step not in steps_done(run)
+    await until(lambda: not _of_run(run), seconds=60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+async def test_iterate_killed_at_each_step_has_the_outcome_of_an_undisturbed_run(texts: Path) -> None:
+    # Labelers of whom each says the same, and PPO bit for bit: any difference is a fault.
+    flags = (*ALIKE, "--set", "deterministic=true", "--set", "feedback.project.shared_share=0")
+    killed, undisturbed = (texts / "runs" / name for name in ("killed", "undisturbed"))
+    for place, step in enumerate(STEPS, start=1):
+        await kill_at(texts, killed, place, step, "--set", "name=killed", *flags)
+    assert finish(texts, "--set", "name=killed", *flags) == 0, output(texts)[-3_000:]
+    assert steps_done(killed) == STEPS
+    assert finish(texts, "--set", "name=undisturbed", *flags) == 0, output(texts)[-3_000:]
+    found, wanted = outcome(killed), outcome(undisturbed)
+    assert {name for name in wanted if found[name] != wanted[name]} == set()
+    assert wanted["gate 0"]["measured_on"] == "held-out prompts"
+    assert wanted["gate 1"]["pairs"] > 0
+    # Every task was handed over once, and every judgment counts once.
     for number in (0, 1):
-        rankings = read_rows(run / f"data/round-{number}/rankings.jsonl")
-        heldout = read_rows(run / f"data/round-{number}/heldout.jsonl")
-        assert {one["cohort"] for one in rankings} == {"train"}
-        assert {one["cohort"] for one in heldout} == {"heldout"}
-        assert {one["round"] for one in [*rankings, *heldout]} == {number}
-        said = [(one["task"], one["labeler"]) for one in [*rankings, *heldout]]
-        assert len(said) == len(set(said)) >= tasks[number][1]
-        decision = json.loads((run / f"data/round-{number}/gate.json").read_text())
-        gained = decision["accuracy"] - decision["accuracy_before"]
-        assert decision["difference"] == pytest.approx(gained)
-        assert decision["pairs"] > 0
-
-    # From the last policy back to the judgments of both rounds.
-    folders = [run, run / "round-1"]
-    made_from = {
-        (artifact, source) for artifact, source in rows(run, "SELECT artifact, source FROM made_from")
-    }
-    models = [model_digest(folder / "reward_model") for folder in folders]
-    policies = [model_digest(folder / "policy") for folder in folders]
-    assert {(policies[0], models[0]), (policies[1], models[1]), (policies[1], policies[0])} <= made_from
-    snapshots = [read_rows(run / f"data/round-{number}/snapshot.jsonl")[0]["train"] for number in (0, 1)]
-    assert {source for artifact, source in made_from if artifact == models[1]} == set(snapshots)
-    assert not _of_run(run)
+        (tasks,) = rows(killed, f"SELECT count(*) FROM task WHERE why = 'random' AND round = {number}")
+        assert len(wanted[f"rankings {number}"]) == tasks[0] <= 60
+    assert not _of_run(killed)
 
     # Again: nothing to do, and the store is as it was.
-    entries = rows(run, "SELECT count(*) FROM entry")
-    assert finish(tmp_path) == 0
-    assert output(tmp_path).count("already done") >= 13
-    assert rows(run, "SELECT count(*) FROM entry") == entries
+    entries = rows(killed, "SELECT count(*) FROM entry")
+    assert finish(texts, "--set", "name=killed", *flags) == 0
+    assert output(texts).count("already done") >= len(STEPS)
+    assert rows(killed, "SELECT count(*) FROM entry") == entries
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+async def test_stopped_round_continues_with_more_judgments_and_another_reward_model(texts: Path) -> None:
+    run = texts / "runs" / "people"
+    await kill_at(texts, run, 6, "ppo-0", *PEOPLE)  # after the first gate
+    data = run / "data/round-0"
+    rankings, heldout = (read_rows(data / f"{name}.jsonl") for name in ("rankings", "heldout"))
+    assert {one["cohort"] for one in rankings} == {"train"}
+    assert {one["cohort"] for one in heldout} == {"heldout"}
+    assert {one["round"] for one in [*rankings, *heldout]} == {0}
+    said = [(one["task"], one["labeler"]) for one in [*rankings, *heldout]]
+    assert len(said) == len(set(said))
+    decision = json.loads((data / "gate.json").read_text())
+    assert decision["measured_on"] == "held-out people"
+    assert decision["difference"] == pytest.approx(decision["accuracy"] - decision["accuracy_before"])
+    assert 0 <= decision["ece"] <= 1
+    assert 0 < decision["longer_wins"] < 1
+
+    # As if the gate had stopped it; what it decides has tests of its own.
+    first = model_digest(run / "reward_model")
+    (data / "stopped.json").write_text(json.dumps({"judgments": len(said), "why": "too bad"}))
+    assert finish(texts, *PEOPLE, "--rounds", "1", "--set", "iterate.gate=stop") in (0, 6)
+    more = sum(len(read_rows(data / f"{name}.jsonl")) for name in ("rankings", "heldout"))
+    assert more >= len(said) + len(said) // 10
+    assert model_digest(run / "reward_model") != first
+
+    assert finish(texts, *PEOPLE, "--rounds", "1") == 0, output(texts)[-3_000:]
+    # From the policy back to the judgments; the model that was replaced is known too.
+    second, policy = model_digest(run / "reward_model"), model_digest(run / "policy")
+    made_from = set(rows(run, "SELECT artifact, source FROM made_from"))
+    (snapshot,) = (one["train"] for one in read_rows(data / "snapshot.jsonl"))
+    assert {(policy, second), (second, snapshot)} <= made_from
+    assert [source for artifact, source in made_from if artifact == first] != [snapshot]
+    assert not _of_run(run)
 
 
 def _of_run(run: Path) -> list[psutil.Process]:

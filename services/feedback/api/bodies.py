@@ -22,8 +22,11 @@ MAX_ITEMS = 1_000
 """Tasks or prompts of one request."""
 MAX_EXCHANGES = 100
 """Exchanges of one request."""
+MAX_JUDGMENTS = 100
+"""Tasks that a person gets, or hands in, in one request."""
 _LIMITS = BodyLimits(
     entries={
+        "judgments": MAX_JUDGMENTS,
         "tasks": MAX_ITEMS,
         "prompts": MAX_ITEMS,
         "records": MAX_ITEMS,

@@ -9,7 +9,15 @@ from fastapi import APIRouter
 from pydantic import Field, model_validator
 
 from services.feedback import handing_in
-from services.feedback.api.bodies import Body, IdempotencyKey, Response, Seconds, routes, wire_names
+from services.feedback.api.bodies import (
+    MAX_JUDGMENTS,
+    Body,
+    IdempotencyKey,
+    Response,
+    Seconds,
+    routes,
+    wire_names,
+)
 from services.feedback.identity import CurrentIdentity
 from services.feedback.service import Service
 from services.feedback.store.judged import Ranking, Receipt, Said, Writing
@@ -63,6 +71,20 @@ class JudgmentBody(Body):
         )
 
 
+class OneOfManyBody(JudgmentBody):
+    """What is said about one of several tasks."""
+
+    assignment: str
+    """Names the work on the task."""
+
+
+class JudgmentsBody(Body):
+    """What is said about several tasks."""
+
+    judgments: list[OneOfManyBody] = Field(min_length=1, max_length=MAX_JUDGMENTS)
+    """One for each task."""
+
+
 class SkipBody(Body):
     """Why a task is given back."""
 
@@ -83,6 +105,13 @@ class ReceiptShown(Response):
     """Whether it had been handed in before; nothing was changed then."""
 
 
+class ReceiptsShown(Response):
+    """What was handed in, in the order of the request."""
+
+    receipts: list[ReceiptShown]
+    """One for each."""
+
+
 def router(service: Service) -> APIRouter:
     """Return the routes."""
     api = routes("work")
@@ -97,6 +126,16 @@ def router(service: Service) -> APIRouter:
             return receipt(
                 await handing_in.hand_in(service, assignment, identity.worker.id, body.said(), request=key)
             )
+
+    @api.post("/judgments", response_model=ReceiptsShown, summary="Hand in several")
+    async def hand_in_many(body: JudgmentsBody, identity: CurrentIdentity) -> ReceiptsShown:
+        """Keep several judgments, all of them or none. Sent again, it changes nothing: each assignment is
+        handed in once.
+        """
+        said = [(one.assignment, one.said()) for one in body.judgments]
+        with wire_names():
+            found = await handing_in.hand_in_many(service, identity.worker.id, said)
+        return ReceiptsShown(receipts=[receipt(one) for one in found])
 
     @api.post("/assignments/{assignment}/skip", response_model=ReceiptShown, summary="Skip")
     async def skip(

@@ -13,6 +13,7 @@ from fastapi import Response as HttpResponse
 from pydantic import Field
 
 from services.feedback.api.bodies import (
+    MAX_JUDGMENTS,
     Body,
     Kind,
     Response,
@@ -35,6 +36,13 @@ class NextRequest(Body):
     """Name of the project; that of the configuration by default."""
     kinds: list[Kind] | None = Field(default=None, min_length=1)
     """Kinds of tasks; all by default."""
+
+
+class SeveralRequest(NextRequest):
+    """Which tasks are wanted."""
+
+    count: int = Field(ge=1, le=MAX_JUDGMENTS)
+    """How many at most."""
 
 
 class AnswerShown(Response):
@@ -69,6 +77,13 @@ class TaskShown(Response):
     """What was saved before."""
 
 
+class TasksShown(Response):
+    """Several tasks, as they are given to one person."""
+
+    assignments: list[TaskShown]
+    """Those that the person works on already come first; none if there is nothing to do now."""
+
+
 class LeaseShown(Response):
     """A lease that was renewed."""
 
@@ -97,6 +112,18 @@ def router(service: Service) -> APIRouter:
         if offer is None:
             return HttpResponse(status_code=204, headers={"retry-after": str(RETRY_SECONDS)})
         return shown(offer)
+
+    @api.post("/assignments", response_model=TasksShown, summary="Get several tasks")
+    async def next_tasks(body: SeveralRequest, identity: CurrentIdentity) -> TasksShown:
+        """Return the tasks that this person works on, and new ones. Each has a lease of its own, so take as
+        many as are done before the first ends.
+        """
+        project = await run(store.projects.get, body.project or service.section.project.name)
+        kinds = body.kinds or TASK_KINDS
+        offers = await run(
+            store.leases.take_many, identity.worker.id, project.id, kinds=kinds, count=body.count
+        )
+        return TasksShown(assignments=[shown(offer) for offer in offers])
 
     @api.get("/assignments/{assignment}", response_model=TaskShown, summary="Show a task again")
     async def assignment_again(assignment: str, identity: CurrentIdentity) -> TaskShown:

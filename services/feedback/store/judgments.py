@@ -5,6 +5,7 @@ Rows are locked in the order person, task, end of the log.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fairlead.errors import Conflict, InvalidInput, NotFound, PermissionDenied
@@ -12,12 +13,12 @@ from services.feedback.store.base import Connection
 from services.feedback.store.canonical import drawn
 from services.feedback.store.context import Context
 from services.feedback.store.judged import COUNTING, HANDED_IN, Entry, Ranking, Receipt, Said
-from services.feedback.store.leases import has_place, require_assignment
+from services.feedback.store.leases import has_place, lock_tasks, require_assignment
 from services.feedback.store.limits import check_text, check_word
 from services.feedback.store.log import append, by_request, request_key, require_entry
 from services.feedback.store.people import require_active, require_person
 from services.feedback.store.projects import require_project
-from services.feedback.store.records import JUDGE, Assignment, Task
+from services.feedback.store.records import JUDGE, Assignment, Person, Task
 from services.feedback.store.tasks import require_task, settle
 
 _PEOPLE_OF_AUDIT = 2
@@ -51,33 +52,73 @@ class Judgments:
             NotFound: the person has no such assignment.
         """
         key = request_key(person, request)
-        now = self._context.now()
         with self._context.database.writing() as connection:
             someone = require_person(connection, person)
             known = require_assignment(connection, assignment, person)
             if before := _handed_in(connection, known, key):
                 return before
             task = require_task(connection, known.task, lock=True)
-            if known.state == "skipped":
-                raise Conflict(f"assignment {assignment} was skipped: {known.reason}")
-            if task.prompt is None:
-                raise Conflict(f"the texts of assignment {assignment} are erased")
-            body = said.checked(task, self._context.limits) | _shown(known)
-            late = task.state != "open" or (
-                known.until <= now and not has_place(connection, task, person, now)
-            )
-            connection.run(
-                "UPDATE assignment SET state = :state WHERE id = :id",
-                state="late" if late else "done",
-                id=assignment,
-            )
-            connection.run("DELETE FROM draft WHERE assignment = :id", id=assignment)
-            if someone.kind == JUDGE and not late:
-                self._draw_for_audit(connection, task)
-            settle(connection, [task.id])
-            kind = "judgment" if isinstance(said, Ranking) else "writing"
-            fields = {"kind": kind, "task": task.id, "person": person, "at": now, "late": late}
-            return _receipt(append(connection, fields, body, request=key))
+            return self._keep(connection, someone, (known, task), said, key)
+
+    def hand_in_many(self, person: str, judgments: Sequence[tuple[str, Said]]) -> list[Receipt]:
+        """Keep what a person says about several assignments: all of it or nothing. See `hand_in`.
+
+        Raises:
+            Conflict: an assignment was skipped, or its texts are erased.
+            InvalidInput: what was said does not fit a task, or an assignment is there twice; names the place.
+            NotFound: the person has no such assignment.
+        """
+        found: list[Receipt] = []
+        with self._context.database.writing() as connection:
+            someone = require_person(connection, person)
+            known = [require_assignment(connection, assignment, person) for assignment, _ in judgments]
+            tasks = lock_tasks(connection, [one.task for one in known])
+            seen = set[str]()
+            for place, (one, (_, said)) in enumerate(zip(known, judgments, strict=True)):
+                if one.id in seen:
+                    raise InvalidInput(f"judgments[{place}].assignment", got=one.id, allowed="each once")
+                seen.add(one.id)
+                try:
+                    found.append(
+                        _handed_in(connection, one, None)
+                        or self._keep(connection, someone, (one, tasks[one.task]), said, None)
+                    )
+                except InvalidInput as error:
+                    where = f"judgments[{place}].{error.where}"
+                    raise InvalidInput(where, got=error.got, allowed=error.allowed) from error
+        return found
+
+    def _keep(
+        self,
+        connection: Connection,
+        someone: Person,
+        work: tuple[Assignment, Task],
+        said: Said,
+        key: str | None,
+    ) -> Receipt:
+        """Keep what is said about a locked task."""
+        known, task = work
+        now = self._context.now()
+        if known.state == "skipped":
+            raise Conflict(f"assignment {known.id} was skipped: {known.reason}")
+        if task.prompt is None:
+            raise Conflict(f"the texts of assignment {known.id} are erased")
+        body = said.checked(task, self._context.limits) | _shown(known)
+        late = task.state != "open" or (
+            known.until <= now and not has_place(connection, task, someone.id, now)
+        )
+        connection.run(
+            "UPDATE assignment SET state = :state WHERE id = :id",
+            state="late" if late else "done",
+            id=known.id,
+        )
+        connection.run("DELETE FROM draft WHERE assignment = :id", id=known.id)
+        if someone.kind == JUDGE and not late:
+            self._draw_for_audit(connection, task)
+        settle(connection, [task.id])
+        kind = "judgment" if isinstance(said, Ranking) else "writing"
+        fields = {"kind": kind, "task": task.id, "person": someone.id, "at": now, "late": late}
+        return _receipt(append(connection, fields, body, request=key))
 
     def _draw_for_audit(self, connection: Connection, task: Task) -> None:
         """Give a locked task that a judge has labeled to people too, by the share of the project.

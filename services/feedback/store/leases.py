@@ -7,7 +7,7 @@ that have not ended are at most as many as a task wants, so a lease is a promise
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fairlead.errors import Conflict, NotFound
@@ -69,11 +69,17 @@ class Leases:
         self._context = context
 
     def take(self, person: str, project: str, *, kinds: Sequence[str] = TASK_KINDS) -> Offer | None:
-        """Return a task for a person, or None if there is nothing to do now.
+        """Return a task for a person, or None if there is nothing to do now; see `take_many`."""
+        return next(iter(self.take_many(person, project, kinds=kinds, count=1)), None)
 
-        The person's own open lease comes again, even one that has ended if its place is free. Otherwise it is
+    def take_many(
+        self, person: str, project: str, *, kinds: Sequence[str] = TASK_KINDS, count: int
+    ) -> list[Offer]:
+        """Return at most `count` tasks for a person.
+
+        The person's own open leases come first, even one that has ended if its place is free. Another is
         a gold question by the share of the project, or the open task of the highest priority that has a free
-        place and that the person neither had nor wrote an answer of. The lease is not written to the disk at
+        place and that the person neither had nor wrote an answer of. A lease is not written to the disk at
         once: a loss of power may undo it, and the person's judgment is then refused as of an unknown
         assignment.
 
@@ -89,16 +95,22 @@ class Leases:
             someone = require_active(require_person(connection, person))
             known = require_project(connection, project)
             if known.state != "active":
-                return None
+                return []
             until = now + _lease_seconds(known, someone)
-            for row in connection.run(_OWN.format(kinds=names), person=person, project=project, **values):
-                assignment = require_assignment(connection, row["id"], person)
-                if self._renewed(connection, assignment, now, until):
-                    return self._offer(connection, row["id"], person)
-            task = self._chosen(connection, known, person, (names, values), now)
-            if task is None:
-                return None
-            return self._offer(connection, self._assign(connection, task, person, now, until), person)
+            found: list[str] = []
+            own = connection.run(_OWN.format(kinds=names), person=person, project=project, **values)
+            assignments = [require_assignment(connection, row["id"], person) for row in own]
+            if count > 1:
+                # In one order for all, so that two requests cannot wait for each other.
+                lock_tasks(connection, [one.task for one in assignments])
+            for assignment in assignments:
+                if len(found) < count and self._renewed(connection, assignment, now, until):
+                    found.append(assignment.id)
+            while len(found) < count and (
+                task := self._chosen(connection, known, person, (names, values), now)
+            ):
+                found.append(self._assign(connection, task, person, now, until))
+            return [self._offer(connection, assignment, person) for assignment in found]
 
     def assign(self, person: str, task: str) -> Offer:
         """Give a person a certain task, for judgments that come from elsewhere. It is theirs once only.
@@ -276,6 +288,11 @@ class Leases:
             answers=tuple((answer, texts[answer].text) for answer in known.shown),
             draft=None if draft is None else json.loads(draft["body"]),
         )
+
+
+def lock_tasks(connection: Connection, tasks: Iterable[str]) -> dict[str, Task]:
+    """Return tasks by id, locked in the order of their ids."""
+    return {task: require_task(connection, task, lock=True) for task in sorted(set(tasks))}
 
 
 def require_assignment(connection: Connection, assignment: str, person: str) -> Assignment:

@@ -296,6 +296,35 @@ def test_hand_in_is_idempotent(world: World):
     assert (body["note"], body["guideline"], sorted(body["ranks"].values())) == ("", 0, [1, 2, 2])
 
 
+def test_several_tasks_are_taken_and_handed_in_all_or_none(world: World):
+    project = world.project()
+    world.add(project, *(ranking_task(f"task {number}") for number in range(6)))
+    anna, ben = world.person("anna"), world.person("ben")
+    mine = world.store.leases.take_many(anna, project.id, count=4)
+    assert len(mine) == 4
+    assert len(world.store.leases.take_many(ben, project.id, count=4)) == 2  # each has one place
+    first = world.take("anna", project)
+    again = world.store.leases.take_many(anna, project.id, count=9)
+    assert {one.assignment.id for one in again} == {one.assignment.id for one in mine}
+    assert first.assignment.id in {one.assignment.id for one in again}
+    said = [(one.assignment.id, ranked(one)) for one in mine]
+    for wrong, error in (
+        ([*said[:3], (said[3][0], Ranking({}))], InvalidInput),
+        ([said[0], said[0]], InvalidInput),
+        ([said[0], ("unknown", said[1][1])], NotFound),
+    ):
+        with pytest.raises(error):
+            world.store.judgments.hand_in_many(anna, wrong)
+        assert world.store.log.head().seq == 0
+    single = world.store.judgments.hand_in(*said[0][:1], anna, said[0][1])
+    receipts = world.store.judgments.hand_in_many(anna, said)
+    assert receipts[0] == replace(single, repeated=True)
+    assert [one.repeated for one in receipts[1:]] == [False] * 3
+    assert world.store.judgments.hand_in_many(anna, said) == [replace(one, repeated=True) for one in receipts]
+    assert [one.id for one in world.store.log.entries()] == [one.entry for one in receipts]
+    assert world.store.log.verify().head == world.store.log.head()
+
+
 def test_invalid_judgment_is_refused(world: World):
     project = world.project()
     world.add(project, ranking_task())

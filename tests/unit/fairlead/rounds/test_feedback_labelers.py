@@ -145,7 +145,7 @@ async def test_more_judgments_are_asked_for_after_a_stop_until_the_round_is_clos
             _label(http.address, "ben", 3)
             labelers.wait(0)
             assert labelers.judged == {0: 3}
-            assert [state for state, _ in states()] == ["closed"] * 3 + ["open"] * 2  # somebody may go on
+            assert [state for state, _ in states()] == ["closed"] * 3 + ["open"] * 2  # more may come
             labelers.close(0)
             assert [state for state, _ in states()] == ["closed"] * 3 + ["withdrawn"] * 2
 

@@ -56,7 +56,7 @@ def test_digest_of_a_model_is_that_of_its_weights(tmp_path: Path) -> None:
 async def test_round_stops_before_its_tasks_are_withdrawn_and_continues_with_more_judgments(
     tmp_path: Path,
 ) -> None:
-    people = {"train": [HabitualLabeler(f"p{n}", noise=2.0) for n in range(3)]}
+    people = {"train": [HabitualLabeler(f"p{n}", noise=2.0) for n in range(5)]}
     config = load(overrides={"runs": str(tmp_path), "name": "r", "iterate.min_agreement": 1.0})
     pool: dict[str, list[GeneratedAnswer]] = {}
     for prompt, text in corpus.demonstrations(2_000, seed=1):
@@ -96,7 +96,6 @@ async def test_round_stops_before_its_tasks_are_withdrawn_and_continues_with_mor
             assert before >= 6
             stopped = json.loads(files.of_round(0, "stopped").with_suffix(".json").read_text())
             assert stopped["judgments"] <= before
-            still_open = open_tasks()
 
             # The same settings ask for more judgments first, and stop again.
             again = iteration(config)
@@ -104,7 +103,7 @@ async def test_round_stops_before_its_tasks_are_withdrawn_and_continues_with_mor
                 with pytest.raises(StoppedByGate):
                     again.judge(0)
             assert judged() > stopped["judgments"]
-            assert again.labelers.judged[0] > stopped["judgments"] or not still_open
+            assert again.labelers.judged[0] > stopped["judgments"]
 
             warned = iteration(
                 config.model_copy(update={"iterate": config.iterate.model_copy(update={"gate": "warn"})})

@@ -108,6 +108,36 @@ async def test_followers_see_each_judgment_once(http: Feedback) -> None:
     assert (await anna.ask("POST", f"/judgments/{first['judgment']}/withdrawal")).status == 409
 
 
+async def test_programs_get_and_hand_in_several_at_once(http: Feedback) -> None:
+    await http.local.post("/tasks", {"tasks": [task(n) for n in range(5)]})
+    anna, ben = await http.signed_in(handle="anna"), await http.signed_in(handle="ben")
+    mine = (await anna.post("/assignments", {"count": 3}))["assignments"]
+    assert [one["prompt"][0]["content"] for one in mine] == [f"question {n}" for n in range(3)]
+    held = {one["assignment"] for one in mine}
+    assert {
+        one["assignment"] for one in (await anna.post("/assignments", {"count": 3}))["assignments"]
+    } == held
+    assert (await anna.next())["assignment"] in held
+    assert len((await anna.post("/assignments", {"count": 9}))["assignments"]) == 5
+    assert (await ben.ask("POST", "/assignments", {"count": 101})).status == 400
+    said = [{"assignment": one["assignment"], "ranks": ranks_by_text(one)} for one in mine]
+
+    wrong = [*said[:2], said[2] | {"ranks": {}}]
+    refused = await anna.ask("POST", "/judgments", {"judgments": wrong})
+    assert (refused.status, refused.json["error"]["field"]) == (400, "judgments[2].ranks")
+    assert (await http.local.get("/judgments"))["judgments"] == []  # all or none
+    assert (await ben.ask("POST", "/judgments", {"judgments": said})).status == 404
+    twice = await anna.ask("POST", "/judgments", {"judgments": [said[0], said[0]]})
+    assert (twice.status, twice.json["error"]["field"]) == (400, "judgments[1].assignment")
+
+    receipts = (await anna.post("/judgments", {"judgments": said}))["receipts"]
+    assert [one["repeated"] for one in receipts] == [False] * 3
+    again = (await anna.post("/judgments", {"judgments": said}))["receipts"]
+    assert again == [one | {"repeated": True} for one in receipts]
+    found = (await http.local.get("/judgments"))["judgments"]
+    assert [one["judgment"] for one in found] == [one["id"] for one in receipts]
+
+
 async def test_drafts_leases_skips_and_texts(http: Feedback, tmp_path: Path) -> None:
     chat = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]
     tasks = [
