@@ -57,8 +57,8 @@ COMMON = {
     "feedback": "replicas addresses tls origin store",
     "feedback.collect": "share per_user keep_days",
     "feedback.project": "name kinds overlap shared_share gold_share judges audit_share",
-    "iterate": "rounds tasks answers wanted_judgments min_agreement gate reward_model_start "
-    "reward_model_epochs wait_hours",
+    "iterate": "rounds tasks repeat_prompts answers wanted_judgments min_agreement gate reward_model_start "
+    "reward_model_epochs wait_hours fresh_per_update",
     "queue": "redis_url redis_password",
     "weights": "transport dtype",
     "checkpoint": "every_updates keep",

@@ -31,8 +31,9 @@ class IterateSection(Section):
     """Stop if people agree on less than this share of the pairs of a round's shared tasks, with the whole 95%
     interval below it."""
     gate: Literal["stop", "warn"] = "stop"
-    """What to do if a round's reward model is less accurate on the pairs of its held-out people than the one
-    before, or if people agree too little: `stop` ends the command, `warn` logs it and continues."""
+    """What to do if a round's reward model is less accurate than the one before on pairs of held-out people,
+    or of held-out prompts if there are no such people, or if people agree too little: `stop` ends the
+    command, which then asks for more judgments, `warn` logs it and continues."""
     reward_model_start: Literal["sft", "previous"] = "sft"
     """What the reward model is trained from, from the second round on: the fine-tuned model, or the body of
     the round before's reward model, which needs fewer epochs. An ensemble always starts from the fine-tuned

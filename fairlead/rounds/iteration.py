@@ -41,7 +41,7 @@ STEPS_BEFORE = 2
 STEPS_OF_A_ROUND = 5
 """Judgments, reward model, gate, PPO, evaluate; all but the last evaluation sample for the next round too."""
 _MATTERS = ("seed", "model", "data", "sft", "reward_model", "ppo", "sampling", "evaluation")
-_MATTERS_OF_ITERATE = ("tasks", "answers", "repeat_prompts")
+_MATTERS_OF_ITERATE = ("tasks", "answers", "repeat_prompts", "reward_model_start", "reward_model_epochs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
