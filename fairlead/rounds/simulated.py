@@ -18,7 +18,9 @@ from fairlead.feedback_client import FeedbackClient
 
 logger = logging.getLogger(__name__)
 
-_IDLE_SECONDS = 0.2
+_IDLE_SECONDS = 0.1
+_LONGEST_IDLE_SECONDS = 1.0
+"""Most of the time there is nothing to do, and models need the processor."""
 _TASKS_AT_ONCE = 20
 """Of one labeler. Requests cost more time than what is in them; with more tasks one labeler has them all."""
 _COHORTS = ("train", "heldout")
@@ -116,18 +118,21 @@ def _work(
     done: threading.Event,
 ) -> None:
     with connect() as client:
-        signed_in = False
+        signed_in, idle = False, _IDLE_SECONDS
         while not done.is_set():
             try:
                 if not signed_in:
                     client.sign_in(handle=labeler.name)
                     signed_in = True
-                if not _rank_some(client, labeler, project):
-                    done.wait(_IDLE_SECONDS)
+                if _rank_some(client, labeler, project):
+                    idle = _IDLE_SECONDS
+                else:
+                    done.wait(idle)
+                    idle = min(2 * idle, _LONGEST_IDLE_SECONDS)
             except FairleadError as error:
                 logger.warning("simulated labeler %s: %s", labeler.name, error)
                 signed_in = False
-                done.wait(_IDLE_SECONDS)
+                done.wait(_LONGEST_IDLE_SECONDS)
 
 
 def _rank_some(client: FeedbackClient, labeler: SimulatedLabeler, project: str | None) -> bool:

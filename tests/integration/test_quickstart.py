@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -56,10 +57,20 @@ def test_quickstart_improves_the_policy_and_loses_no_task(tmp_path: Path) -> Non
         "dead_letters": 0,
     }
     assert 0.72 < found["labelers"]["agreement"] < 0.78
-    every_round = ("rank", "reward_model", "ppo")
-    stages = {"corpus", "sft", "sample", *every_round, *(f"{name}-1" for name in every_round)}
-    stages |= {"evaluate_and_sample", "evaluate-1", "report"}
+    every_round = ("judgments", "reward_model", "gate", "ppo")
+    stages = {"corpus", "sft", "sample", *(f"{name}-{number}" for name in every_round for number in (0, 1))}
+    stages |= {"evaluate_and_sample-0", "evaluate-1", "report"}
     assert set(found["seconds"]) == stages | {"total"}
+    # The labelers were clients of a feedback service, which knows what the models were made from.
+    with sqlite3.connect(folder / "feedback.db") as store:
+        (judgments,) = store.execute("SELECT count(*) FROM entry WHERE kind = 'judgment'").fetchone()
+        kinds = [kind for (kind,) in store.execute("SELECT kind FROM artifact ORDER BY kind")]
+    assert judgments > 1_500
+    assert kinds == ["policy"] * 2 + ["reward_model"] * 2 + ["snapshot"] * 2
+    for number in (0, 1):
+        decision = json.loads((folder / f"data/round-{number}/gate.json").read_text())
+        assert decision["passes"]
+        assert decision["measured_on"] == "held-out prompts"
     assert (folder / "report.html").stat().st_size > 100_000
     marked = str(folder)
     assert not [p for p in psutil.process_iter(["cmdline"]) if marked in " ".join(p.info["cmdline"] or [])]

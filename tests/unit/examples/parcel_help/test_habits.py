@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from examples.parcel_help import corpus
+from examples.parcel_help import corpus, people
 from examples.parcel_help.habits import HabitualLabeler, Task, gold_worth, noise_for, overlapping
 from fairlead.errors import InvalidInput
 from fairlead.judgments import agreement, leave_one_out, length_bias, position_bias
@@ -50,6 +50,15 @@ def test_labelers_say_the_same_again_in_any_order():
         assert sorted(set(ranks.values())) == list(range(1, max(ranks.values()) + 1))
     other = HabitualLabeler("bo", 1, tie_below=0.3)
     assert any(labeler.ranks(*task) != other.ranks(*task) for task in tasks(20, answers=5))
+    alike = people.alike(seed=1)["train"]
+    for prompt, texts in tasks(20, answers=5):
+        first, *others = (dict(zip(texts, one.ranks(prompt, texts), strict=True)) for one in alike)
+        assert others == [first] * len(others)
+        # What is said about a text differs from task to task, as with people.
+        assert dict(zip(texts[::-1], alike[0].ranks(prompt, texts[::-1]), strict=True)) == first
+    noisy = HabitualLabeler("dan", 1, noise_of="task", worth=lambda prompt, text: 0.0)
+    orders = {tuple(noisy.ranks("p", ["a", "b", other])[:2]) for other in "cdefghij"}
+    assert {first < second for first, second in orders} == {True, False}
     everything = HabitualLabeler("cleo", tie_below=1e9, worth=lambda prompt, text: 0.0)
     assert everything.ranks("p", ["a", "b", "c"]) == [1, 1, 1]
 
