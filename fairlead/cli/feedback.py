@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fairlead.cli import feedback_judge
+from fairlead.cli import feedback_judge, feedback_lineage
 from fairlead.cli.feedback_options import Address, Project, client_of
 from fairlead.cli.feedback_sample import sample
 from fairlead.cli.output import (
@@ -325,6 +325,8 @@ def follow(
 
 
 app.command("judge", help=feedback_judge.HELP)(feedback_judge.judge)
+app.command("reach", help=feedback_lineage.REACH_HELP)(feedback_lineage.reach)
+app.command("forget", help=feedback_lineage.FORGET_HELP)(feedback_lineage.forget)
 
 
 @app.command(

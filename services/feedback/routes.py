@@ -49,6 +49,8 @@ REVIEW = Need(frozenset({"reviewer", "lead"}), frozenset({"feedback"}), person=T
 """Those who decide about tasks."""
 LEAD = Need(frozenset({"lead"}), frozenset({"curate"}))
 """Those who run a project."""
+ERASE = Need(frozenset({"lead"}))
+"""Leads themselves, and administrators: no program of a project erases anything."""
 AUDIT = Need(frozenset({"lead", "auditor"}), frozenset({"curate"}))
 """Those who check what happened."""
 OWN_PAGE = Need(_PEOPLE, person=True)
@@ -121,7 +123,7 @@ ROUTES: Mapping[tuple[str, str], Need | None] = {
     ("GET", f"{API}/artifacts"): LEAD,
     ("GET", f"{API}/artifacts/{{artifact}}"): LEAD,
     ("GET", f"{API}/reach/{{kind}}/{{name}}"): LEAD,
-    ("POST", f"{API}/forget"): ADMIN,
+    ("POST", f"{API}/forget"): ERASE,
     ("GET", f"{API}/forget"): AUDIT,
     ("GET", f"{API}/forget/{{erasure}}"): AUDIT,
     ("GET", f"{API}/log"): AUDIT,

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from services.feedback.api.bodies import Body, routes, wire_names
 from services.feedback.identity import CurrentIdentity
 from services.feedback.service import Service
+from services.feedback.store.lineage import Made
 
 
 class ArtifactBody(Body):
@@ -70,20 +71,45 @@ def router(service: Service) -> APIRouter:
         return {"artifacts": [asdict(one) for one in await run(store.artifacts.all, tainted=tainted)]}
 
     @api.get("/artifacts/{artifact}", summary="Show a snapshot or model")
-    async def show_artifact(artifact: str) -> dict[str, Any]:
-        """Return an artifact, all that it was made from, and all that was made of it."""
+    async def show_artifact(artifact: str, judgments: bool = False) -> dict[str, Any]:
+        """Return an artifact, all that it was made from, all that was made of it, and whose judgments it was
+        made of.
+
+        `lineage` has the artifact after its sources, each with what it was directly `made_from`. With
+        `judgments=true` the ids of all judgments are returned, too.
+        """
         found = await run(store.artifacts.get, artifact)
         sources = await run(store.artifacts.sources, artifact)
         made = await run(store.artifacts.made_of, artifact)
-        return asdict(found) | {
+        lineage, people = await run(store.lineage.backward, artifact)
+        shown = asdict(found) | {
             "sources": [asdict(one) for one in sources],
             "made_of_it": [asdict(one) for one in made],
+            "lineage": [_made(one) for one in lineage],
+            "people": [asdict(one) for one in people],
         }
+        return shown | ({"judgments": await run(store.lineage.judgments, artifact)} if judgments else {})
 
-    @api.get("/reach/{kind}/{name}", summary="What a person, user or prompt reached")
-    async def reach(kind: Literal["person", "user", "prompt"], name: str) -> dict[str, Any]:
-        """Return ids of all prompts, answers, tasks, entries and artifacts that forgetting would concern."""
-        return asdict(await run(store.artifacts.reach, *_subject(service, kind, name)))
+    @api.get("/reach/{kind}/{name}", summary="What a person, user, prompt or judgment reached")
+    async def reach(
+        kind: Literal["person", "user", "prompt", "judgment"],
+        name: str,
+        identity: CurrentIdentity,
+        texts: bool = False,
+    ) -> dict[str, Any]:
+        """Return ids of all prompts, answers, tasks, entries and artifacts that forgetting would concern.
+
+        `lineage` has the artifacts, each after those that it was made from, with the number of its judgments,
+        of which `reached` are concerned. `pseudonym` is the name of a person in exports. With `texts=true`
+        the texts are returned that forgetting deletes, to look for them in files elsewhere.
+        """
+        found, lineage = await run(store.lineage.forward, *_subject(service, kind, name))
+        pseudonym = (await run(store.people.get, name)).pseudonym if kind == "person" else None
+        shown = asdict(found) | {"lineage": [_made(one) for one in lineage], "pseudonym": pseudonym}
+        if texts:
+            shown["texts"] = await run(store.lineage.texts, found)
+            await run(store.accesses.add, identity.name, "read", "" if kind == "user" else name)
+        return shown
 
     @api.post("/forget", status_code=201, summary="Forget")
     async def forget(body: ForgetBody, identity: CurrentIdentity) -> dict[str, Any]:
@@ -93,6 +119,11 @@ def router(service: Service) -> APIRouter:
         return asdict(found)
 
     return api
+
+
+def _made(one: Made) -> dict[str, Any]:
+    counts = {"made_from": list(one.made_from), "judgments": one.judgments, "reached": one.reached}
+    return asdict(one.artifact) | counts
 
 
 def _subject(service: Service, kind: str, name: str) -> tuple[str, str]:

@@ -93,14 +93,20 @@ def router(service: Service) -> APIRouter:
         identity: CurrentIdentity,
         state: Literal["new", "screened", "rejected"] = "new",
         after: str = "",
+        contains: Annotated[str, Query(max_length=1_000)] = "",
         limit: Annotated[int, Query(ge=1, le=MAX_ITEMS)] = MAX_ITEMS,
     ) -> dict[str, Any]:
         """Return prompts in the order in which they were added, by default those that wait for a review.
 
         `marks` are the parts to look at: placeholders of what is masked, and `SUSPECT` for what may be
-        personal data. `after` is the id of the last prompt of the page before.
+        personal data. `after` is the id of the last prompt of the page before. With `contains`, the newest
+        prompts of every state are returned whose id begins with it or whose text contains it.
         """
-        found = await run(store.collected.page, state, after=after, limit=limit)
+        if contains:
+            several = await run(store.prompts.containing, contains, limit=limit)
+            found: list[tuple[Prompt, Collected | None]] = [(prompt, None) for prompt in several]
+        else:
+            found = await run(store.collected.page, state, after=after, limit=limit)
         if found:
             await run(store.accesses.add, identity.name, "prompts")
         return {"prompts": [_shown(prompt, collected) for prompt, collected in found]}

@@ -33,6 +33,8 @@ _REACHED = """
     ),
     entries (id) AS (
       SELECT id FROM entry WHERE kind <> 'erasure' AND (person = :person OR task IN (SELECT id FROM tasks))
+      UNION SELECT revised.id FROM entry JOIN entry AS revised
+        ON revised.task = entry.task AND revised.person = entry.person WHERE entry.id = :judgment
     ),
     artifacts (id) AS (
       SELECT snapshot FROM member WHERE entry IN (SELECT id FROM entries)
@@ -73,7 +75,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """All that a person, an end user or a prompt is part of; ids in order."""
+    """All that a person, an end user, a prompt or a judgment is part of; ids in order."""
 
     prompts: tuple[str, ...] = ()
     """Their prompts."""
@@ -137,7 +139,7 @@ class Artifacts:
                     raise Conflict(
                         f"there is a {known['kind']} {artifact!r} that is made from something else"
                     )
-                return _artifact(known)
+                return artifact_of(known)
             tainted = [_source_taint(connection, source) for source in sources]
             (row,) = connection.run(
                 """
@@ -155,7 +157,7 @@ class Artifacts:
                 "INSERT INTO made_from (artifact, source) VALUES (:artifact, :source)",
                 [{"artifact": artifact, "source": source} for source in sources],
             )
-            return _artifact(row)
+            return artifact_of(row)
 
     def get(self, artifact: str) -> Artifact:
         """Return an artifact.
@@ -164,7 +166,7 @@ class Artifacts:
             NotFound: there is none.
         """
         with self._context.database.reading() as connection:
-            return _require(connection, artifact)
+            return require_artifact(connection, artifact)
 
     def all(self, *, tainted: bool = False) -> list[Artifact]:
         """Return all artifacts, the oldest first, or only those that are tainted."""
@@ -174,7 +176,7 @@ class Artifacts:
                 + (" WHERE tainted IS NOT NULL" if tainted else "")
                 + " ORDER BY made, id"
             )
-        return [_artifact(row) for row in rows]
+        return [artifact_of(row) for row in rows]
 
     def made_of(self, artifact: str) -> list[Artifact]:
         """Return all that was made from an artifact, directly or not.
@@ -205,15 +207,15 @@ class Artifacts:
 
     def _around(self, artifact: str, *, this: str, next_: str) -> list[Artifact]:
         with self._context.database.reading() as connection:
-            _require(connection, artifact)
+            require_artifact(connection, artifact)
             rows = connection.run(_AROUND.format(this=this, next=next_), id=artifact)
-        return [_artifact(row) for row in rows]
+        return [artifact_of(row) for row in rows]
 
 
 def reached(connection: Connection, kind: str, name: str) -> Reach:
-    """Return all that a person, an end user or a prompt is part of, by one recursive statement."""
+    """Return all that a person, an end user, a prompt or a judgment is part of, by one statement."""
     found: dict[str, list[str]] = {}
-    wanted = dict.fromkeys(FORGETTABLE, "") | {kind: name}
+    wanted = dict.fromkeys((*FORGETTABLE, "judgment"), "") | {kind: name}
     for row in connection.run(_REACHED, **wanted):
         found.setdefault(row["what"], []).append(row["id"])
     return Reach(**{what: tuple(ids) for what, ids in found.items()})
@@ -228,14 +230,20 @@ def _source_taint(connection: Connection, source: str) -> float | None:
     return None
 
 
-def _require(connection: Connection, artifact: str) -> Artifact:
+def require_artifact(connection: Connection, artifact: str) -> Artifact:
+    """Return an artifact.
+
+    Raises:
+        NotFound: there is none.
+    """
     row = connection.one("SELECT * FROM artifact WHERE id = :id", id=artifact)
     if row is None:
         raise NotFound(f"no artifact {artifact!r}")
-    return _artifact(row)
+    return artifact_of(row)
 
 
-def _artifact(row: Row) -> Artifact:
+def artifact_of(row: Row) -> Artifact:
+    """Return the artifact of a row of its table."""
     return Artifact(
         id=row["id"],
         kind=row["kind"],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from fairlead.errors import InvalidInput, NotFound
 from fairlead.types import Message
 from services.feedback.store.base import Connection, Row
-from services.feedback.store.canonical import sha256, turns_of, turns_text
+from services.feedback.store.canonical import canonical, sha256, turns_of, turns_text
 from services.feedback.store.context import Context
 from services.feedback.store.limits import Limits, check_choice, check_identifier, check_text
 from services.feedback.store.people import require_people
@@ -54,6 +55,24 @@ class Prompts:
         """
         with self._context.database.reading() as connection:
             return require_prompt(connection, prompt)
+
+    def containing(self, text: str, *, limit: int) -> list[Prompt]:
+        """Return prompts whose id begins with a text or whose turns contain it, in upper or lower case, the
+        newest first.
+        """
+        # Turns are JSON in ASCII; `!` escapes what LIKE would read.
+        inner = re.sub(r"([!%_])", r"!\1", canonical(text)[1:-1])
+        with self._context.database.reading() as connection:
+            rows = connection.run(
+                """
+                SELECT * FROM prompt WHERE LOWER(turns) LIKE LOWER(:part) ESCAPE '!'
+                  OR id LIKE :start ESCAPE '!' ORDER BY made DESC, id LIMIT :limit
+                """,
+                part=f"%{inner}%",
+                start=f"{inner}%",
+                limit=max(0, min(limit, self._context.limits.page)),
+            )
+        return [prompt_from(row) for row in rows]
 
     def page(self, *, state: str | None = None, subject: str | None = None) -> list[Prompt]:
         """Return prompts in the order in which they were added, at most a page of them.

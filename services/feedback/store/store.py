@@ -21,6 +21,7 @@ from services.feedback.store.figures import Figures
 from services.feedback.store.judgments import Judgments
 from services.feedback.store.leases import Leases
 from services.feedback.store.limits import Limits
+from services.feedback.store.lineage import Lineage
 from services.feedback.store.log import Log
 from services.feedback.store.people import People
 from services.feedback.store.projects import Projects
@@ -62,6 +63,7 @@ class Store:
         self.log = Log(context)
         self.snapshots = Snapshots(context)
         self.artifacts = Artifacts(context)
+        self.lineage = Lineage(context)
         self.erasures = Erasures(context)
         self.accesses = Accesses(context)
         self.figures = Figures(context)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import Conflict, NotFound
-from services.feedback.store.judged import Filter, Writing
+from services.feedback.store.judged import Entry, Filter, Writing
 from services.feedback.store.records import NewAnswer, NewPerson
 from tests.feedback_world import World, open_world, prompt, ranked, ranking_task
 
@@ -134,7 +134,40 @@ def test_scrub_waits_for_readers_and_is_finished_later(tmp_path: Path):
     world.store.close()
 
 
-def test_reach_equals_an_oracle_on_a_random_graph(world: World):
+def check_lineage(world: World, made: dict[str, set[str]], judgments: list[Entry]) -> None:
+    """Compare lineage with walks over what each artifact was made from, in both directions."""
+    lineage = world.store.lineage
+    for entry in judgments:
+        reached: set[str] = set()
+        while grown := {one for one, sources in made.items() if sources & ({entry.id} | reached)} - reached:
+            reached |= grown
+        found, nodes = lineage.forward("judgment", entry.id)
+        assert found.entries == (entry.id,)
+        assert {node.artifact.id for node in nodes} == reached
+        for place, node in enumerate(nodes):
+            before = {one.artifact.id for one in nodes[:place]}
+            assert set(node.made_from) & reached <= before
+            snapshot = entry.id in made[node.artifact.id]
+            assert node.reached == snapshot
+            if snapshot:
+                assert node.judgments == len(made[node.artifact.id])
+    for artifact in list(made)[::5]:
+        sources = {artifact}
+        while grown := {one for source in sources for one in made.get(source, ())} - sources:
+            sources |= grown
+        nodes, people = lineage.backward(artifact)
+        assert {node.artifact.id for node in nodes} == sources & made.keys()
+        said = sources - made.keys()
+        assert set(lineage.judgments(artifact)) == said
+        assert sum(one.judgments for one in people) == len(said)
+        assert {one.handle for one in people} == {
+            world.store.people.get(world.store.log.get(one).person or "").handle for one in said
+        }
+    with pytest.raises(NotFound, match="no judgment"):
+        lineage.forward("judgment", "unknown")
+
+
+def test_reach_equals_an_oracle_on_a_random_graph(world: World):  # noqa: C901 - the oracle is in line
     draw = random.Random(7)
     project = world.project(overlap=3)
     people = [f"p{number}" for number in range(6)]
@@ -189,6 +222,13 @@ def test_reach_equals_an_oracle_on_a_random_graph(world: World):
         assert set(found.artifacts) == reached
         sizes.add(len(reached))
     assert len(sizes) > 2
+    check_lineage(world, made, [entry for entry in entries if entry.kind == "judgment"][::7])
     expected = set(world.store.artifacts.reach("person", world.person("p3")).artifacts)
     world.store.erasures.forget("person", world.person("p3"), actor="admin")
     assert {one.id for one in world.store.artifacts.all(tainted=True)} == expected
+    gone = {one.id for one in entries if one.person == world.person("p3")}
+    for artifact in expected:
+        contributions = world.store.lineage.backward(artifact)[1]
+        assert sum(one.erased for one in contributions) == len(
+            gone & set(world.store.lineage.judgments(artifact))
+        )
