@@ -8,10 +8,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from fairlead.local.addresses import LOOPBACK, Ports
 from tests.tiny import tiny_causal_lm, tiny_reward_model
@@ -82,16 +83,44 @@ class Starter:
             process.popen.wait()
 
 
-@contextmanager
-def reward_and_policy(folder: Path, *, ready_seconds: float) -> Iterator[dict[str, str]]:
-    """Yield the addresses of a reward and a policy service with tiny models."""
-    start = Starter(folder)
-    try:
-        reward = start("reward", tiny_reward_model(folder / "reward"))
-        settings = {"policy.serve_initial": "true"}
-        policy = start("policy", tiny_causal_lm(folder / "policy", seed=1), **settings)
-        for process in (reward, policy):
-            process.until(lambda ready=process: ready.get("/readyz")[0] == 200, seconds=ready_seconds)
-        yield {"reward": reward.address, "policy": policy.address}
-    finally:
-        start.stop()
+class SharedServices:
+    """Services with tiny models, each of which is started when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._start = Starter(folder)
+        self._running: dict[str, Process] = {}
+        self.models = {
+            "reward": tiny_reward_model(folder / "reward"),
+            "policy": tiny_causal_lm(folder / "policy", seed=1),
+            "reference": tiny_causal_lm(folder / "reference"),
+        }
+        """The folders of their models."""
+
+    def ready(self, *names: str) -> dict[str, Process]:
+        """Return `policy`, `reward` or `reference` services by name once they are ready."""
+        settings = {
+            "reward": {"reward.calibration_temperature": 2.0},
+            "policy": {"policy.serve_initial": "true"},
+        }
+        for name in names:
+            if name not in self._running:
+                self._running[name] = self._start(name, self.models[name], **settings.get(name, {}))
+        for name in names:
+            # A busy machine may take minutes to start processes that import torch.
+            ready = self._running[name]
+            ready.until(lambda ready=ready: ready.get("/readyz")[0] == 200, seconds=240)
+        return {name: self._running[name] for name in names}
+
+    def addresses(self, *names: str) -> dict[str, str]:
+        """Return the addresses of services by name once they are ready."""
+        return {name: process.address for name, process in self.ready(*names).items()}
+
+    def stop(self) -> None:
+        """End all services."""
+        self._start.stop()
+
+
+def own_processes() -> set[psutil.Process]:
+    """Return the Python processes that this one and its children have started; databases do not count."""
+    found = psutil.Process().children(recursive=True)
+    return {process for process in found if process.name().startswith("python")}

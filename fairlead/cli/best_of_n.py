@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, ExitStack, closing
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +25,7 @@ from fairlead.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from fairlead.cli.named_models import FunctionScorer
     from fairlead.types import SamplingParams
 
 _BEST_OF_N = with_examples(
@@ -41,15 +41,6 @@ _BEST_OF_N = with_examples(
     "fairlead best-of-n p.jsonl --policy a:5001,b:5001 --reward c:5002 --gold judge:score --out best",
 )
 _NUM_SHOWN = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Models:
-    """What is named on the command line."""
-
-    policy: str
-    reward: str
-    gold: str
 
 
 def register(app: typer.Typer) -> None:
@@ -90,7 +81,7 @@ def best_of_n(  # noqa: PLR0913, PLR0917 - a flag each
     timeout_seconds: TimeoutSeconds = 300.0,
 ) -> None:
     """Sample, score, keep the best and report."""
-    from fairlead.cli.named_models import serving
+    from fairlead.cli.named_models import FunctionScorer, is_function, serving
     from fairlead.cli.sampled import read_prompts
     from fairlead.types import SamplingParams
 
@@ -104,21 +95,27 @@ def best_of_n(  # noqa: PLR0913, PLR0917 - a flag each
         stop_strings=tuple(stop or ()),
         seed=seed,
     )
-    named = _Models(policy, reward, gold)
+    if is_function(policy):
+        fail(f"--policy: got {policy!r}, allowed: HOST:PORT, or a folder or hub id of a model")
+    rewards = {"reward": reward} | ({"gold": gold} if gold else {})
     try:
         with ExitStack() as stack:
-            policies = stack.enter_context(serving("policy", policy, ready_seconds=timeout_seconds))
-            rewards = stack.enter_context(serving("reward", reward, ready_seconds=timeout_seconds))
-            if not policies:
-                fail(f"--policy: got {policy!r}, allowed: HOST:PORT, or a folder or hub id of a model")
-            golds: list[str] = []
-            if gold:
-                golds = stack.enter_context(serving("reward", gold, ready_seconds=timeout_seconds))
+            enter = stack.enter_context
+            functions = {
+                flag: enter(closing(FunctionScorer(named, field=f"--{flag}")))
+                for flag, named in rewards.items()
+                if is_function(named)
+            }
+            policies = enter(serving("policy", policy, ready_seconds=timeout_seconds))
+            scorers = {
+                flag: functions.get(flag) or enter(serving("reward", named, ready_seconds=timeout_seconds))
+                for flag, named in rewards.items()
+            }
             found, versions = asyncio.run(
                 _sample(
                     asked,
-                    named,
-                    (policies, rewards, golds),
+                    policies,
+                    scorers,
                     sampling,
                     n=n,
                     out=out,
@@ -141,8 +138,8 @@ def best_of_n(  # noqa: PLR0913, PLR0917 - a flag each
 
 async def _sample(
     asked: Sequence[Any],
-    named: _Models,
-    addresses: tuple[list[str], list[str], list[str]],
+    policies: list[str],
+    rewards: Mapping[str, FunctionScorer | list[str]],
     sampling: SamplingParams,
     *,
     n: int,
@@ -150,22 +147,25 @@ async def _sample(
     restart: bool,
     timeout_seconds: float,
 ) -> tuple[list[dict[str, Any]], dict[str, object]]:
-    """Return a line with its scored answers for each prompt, and what they were made by."""
+    """Return a line with its scored answers for each prompt, and what they were made by.
+
+    Policies are addresses; `rewards` has functions or addresses by their flags, `reward` and `gold`.
+    """
     import dataclasses
 
-    from fairlead.cli.named_models import policy_at, scorer_of
+    from fairlead.cli.named_models import policy_at, scorer_at
     from fairlead.cli.sampled import Asked, collect
 
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        policy = await enter(policy_at(addresses[0], timeout_seconds=timeout_seconds))
+        policy = await enter(policy_at(policies, timeout_seconds=timeout_seconds))
         scorers = {
-            key: await enter(scorer_of(name, at, field=field, timeout_seconds=timeout_seconds))
-            for key, name, at, field in (
-                ("score", named.reward, addresses[1], "--reward"),
-                ("gold", named.gold, addresses[2], "--gold"),
+            {"reward": "score"}.get(flag, flag): await enter(
+                scorer_at(found, timeout_seconds=timeout_seconds)
             )
-            if name
+            if isinstance(found, list)
+            else found
+            for flag, found in rewards.items()
         }
 
         async def work(one: Asked) -> Mapping[str, object]:

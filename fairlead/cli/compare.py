@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import hashlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -30,6 +30,7 @@ from fairlead.cli.output import (
 
 if TYPE_CHECKING:
     from fairlead.cli.judges import Judge
+    from fairlead.cli.named_models import FunctionScorer
     from fairlead.types import SamplingParams
 
 _COMPARE = with_examples(
@@ -111,7 +112,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a flag each
     from fairlead.types import SamplingParams
 
     judging = _Judging(reward, ai, ai_model, instruction, tie_margin)
-    _check(judging, verdicts)
+    _check(judging, (a, b), verdicts)
     asked = sampled.read_prompts(prompts)
     if group and (bad := next((one for one in asked if not one.line.has(group)), None)):
         fail(f"--group: got {group!r}, which {bad.line.file}:{bad.line.number} does not have")
@@ -141,7 +142,13 @@ def compare(  # noqa: PLR0913, PLR0917 - a flag each
     _report(out, figures)
 
 
-def _check(judging: _Judging, verdicts: Path | None) -> None:
+def _check(judging: _Judging, policies: tuple[str, str], verdicts: Path | None) -> None:
+    from fairlead.cli.judges import instruction_of
+    from fairlead.cli.named_models import is_function
+
+    for name, policy in zip("AB", policies, strict=True):
+        if is_function(policy):
+            fail(f"{name}: got {policy!r}, allowed: HOST:PORT, or a folder or hub id of a model")
     flags = {"--reward": judging.reward, "--ai": judging.ai, "--verdicts": verdicts}
     given = [flag for flag, value in flags.items() if value]
     if len(given) > 1:
@@ -151,6 +158,7 @@ def _check(judging: _Judging, verdicts: Path | None) -> None:
         fail("--ai-model: allowed with, and needed for, the URL of an endpoint in --ai")
     if judging.instruction is not None and not judging.ai:
         fail("--instruction: allowed with --ai")
+    instruction_of(judging.instruction)
     if judging.tie_margin and not judging.reward:
         fail("--tie-margin: allowed with --reward")
 
@@ -167,17 +175,16 @@ def _sampled(
     timeout_seconds: float,
 ) -> tuple[list[dict[str, Any]], dict[str, object]]:
     """Start what has to be started, and return the judged lines and what they were made by."""
-    from fairlead.cli.named_models import serving
+    from fairlead.cli.named_models import FunctionScorer, is_function, serving
 
     with ExitStack() as stack:
+        judge_at: FunctionScorer | list[str] = []
+        if is_function(judging.reward):
+            judge_at = stack.enter_context(closing(FunctionScorer(judging.reward, field="--reward")))
         at = [
             stack.enter_context(serving("policy", name, ready_seconds=timeout_seconds)) for name in policies
         ]
-        for name, found in zip("AB", at, strict=True):
-            if not found:
-                fail(f"{name}: got a function, allowed: HOST:PORT, or a folder or hub id of a model")
-        judge_at: list[str] = []
-        if judging.reward:
+        if judging.reward and not is_function(judging.reward):
             judge_at = stack.enter_context(serving("reward", judging.reward, ready_seconds=timeout_seconds))
         elif judging.ai and not judging.ai_model:
             judge_at = stack.enter_context(serving("policy", judging.ai, ready_seconds=timeout_seconds))
@@ -197,7 +204,7 @@ def _sampled(
 
 async def _collect(
     asked: Sequence[Any],
-    addresses: tuple[list[str], list[str], list[str]],
+    addresses: tuple[list[str], list[str], FunctionScorer | list[str]],
     judging: _Judging,
     sampling: SamplingParams,
     *,
@@ -256,14 +263,17 @@ async def _collect(
 
 
 @asynccontextmanager
-async def _judge(judging: _Judging, at: list[str], *, timeout_seconds: float) -> AsyncIterator[Judge | None]:
-    """Yield the judge; None for people, who judge later."""
+async def _judge(
+    judging: _Judging, at: FunctionScorer | list[str], *, timeout_seconds: float
+) -> AsyncIterator[Judge | None]:
+    """Yield the judge, a function or a model at addresses; None for people, who judge later."""
     from fairlead.cli import judges
-    from fairlead.cli.named_models import policy_at, scorer_of
+    from fairlead.cli.named_models import policy_at, scorer_at
 
-    if judging.reward:
-        options = {"field": "--reward", "timeout_seconds": timeout_seconds}
-        async with scorer_of(judging.reward, at, **options) as scorer:  # type: ignore[arg-type]
+    if not isinstance(at, list):
+        yield judges.RewardJudge(at, judging.tie_margin)
+    elif judging.reward:
+        async with scorer_at(at, timeout_seconds=timeout_seconds) as scorer:
             yield judges.RewardJudge(scorer, judging.tie_margin)
     elif judging.ai_model:
         speaker = judges.OpenAISpeaker(judging.ai, judging.ai_model, timeout_seconds)
@@ -332,7 +342,7 @@ def _judged_by_people(found: Sequence[dict[str, Any]], file: Path) -> list[dict[
 
 
 def _figures(found: Sequence[Mapping[str, Any]], *, group: str, seed: int) -> dict[str, object]:
-    from fairlead.cli.judges import position_bias
+    from fairlead.cli.judges import order_dependence
     from fairlead.clients.win_rate import by_group, win_rate
 
     verdicts = [[float(pair["verdict"]) for pair in line["compared"]] for line in found]
@@ -341,7 +351,7 @@ def _figures(found: Sequence[Mapping[str, Any]], *, group: str, seed: int) -> di
         **win_rate(verdicts, seed=seed).as_json(),
         "tokens_a": fmean(pair["tokens_a"] for pair in every),
         "tokens_b": fmean(pair["tokens_b"] for pair in every),
-        "position_bias": position_bias(every),
+        "position_bias": order_dependence(every),
     }
     if group:
         groups = [str(line[group]) for line in found]

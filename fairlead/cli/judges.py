@@ -247,7 +247,7 @@ def instruction_of(file: Path | None) -> str:
     return text
 
 
-def position_bias(verdicts: list[Mapping[str, Any]]) -> dict[str, float]:
+def order_dependence(verdicts: list[Mapping[str, Any]]) -> dict[str, float]:
     """Return how an AI judge depends on the order: shares of its comparisons.
 
     `first_preferred` is the share of readable replies without a tie that prefer the answer that comes first;

@@ -1,7 +1,8 @@
 """Models as the verbs name them: a running service, a folder or hub id to start a service for, or a function.
 
 `serving` gives the addresses of a policy or reward model; `Policy` and `Scorer` use them. A function is the
-user's own Python: `module:function` or `file.py:function`, as in `reward.function`.
+user's own Python: `module:function` or `file.py:function`, as in `reward.function`; load it before anything
+is started, so that a wrong name is reported at once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -49,13 +50,9 @@ def is_function(named: str) -> bool:
 def serving(kind: Kind, named: str, *, ready_seconds: float) -> Iterator[list[str]]:
     """Yield the addresses of a model for the duration of the block: those given, or that of a service of its
     own.
-
-    A function has none.
     """
     if found := addresses_of(named):
         yield found
-    elif is_function(named):
-        yield []
     else:
         with model_service(kind, named, ready_seconds=ready_seconds) as address:
             yield [address]
@@ -244,25 +241,12 @@ class FunctionScorer:
 
 
 @asynccontextmanager
-async def scorer_of(
-    named: str, addresses: Sequence[str], *, field: str, timeout_seconds: float
-) -> AsyncIterator[Scorer]:
-    """Connect to a reward service, or load a function.
-
-    Args:
-        named: as on the command line.
-        addresses: what `serving` gave for it.
-        field: the flag, for errors.
-        timeout_seconds: deadline of a request.
+async def scorer_at(addresses: Sequence[str], *, timeout_seconds: float) -> AsyncIterator[RewardScorer]:
+    """Connect to a reward service.
 
     Raises:
-        ConfigError: if there is no such function.
-        FairleadError: if the service does not answer.
+        FairleadError: if it does not answer.
     """
-    if not addresses:
-        with closing(FunctionScorer(named, field=field)) as scorer:
-            yield scorer
-        return
     from fairlead.clients import AsyncRewardClient
 
     async with AsyncRewardClient(list(addresses), **connection(timeout_seconds)) as client:

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.service_process import Starter
+from tests.service_process import SharedServices, Starter
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServices]:
+    """Yield services that several files of tests call; a test must neither stop nor change them."""
+    services = SharedServices(tmp_path_factory.mktemp("shared"))
+    try:
+        yield services
+    finally:
+        services.stop()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from fairlead.config import load
 from fairlead.data.records import load_demonstrations
 from tests.integration.test_cli_serving import fairlead, jsonl, lines
-from tests.service_process import reward_and_policy
+from tests.service_process import SharedServices
 from tests.tiny import tiny_causal_lm
 
 # A busy machine may take minutes to start processes that import torch.
@@ -24,12 +23,10 @@ PROMPTS = [{"prompt": f"w{n} w{n % 3}", "topic": "ab"[n % 2]} for n in range(10)
 SHORT = ("--max-new-tokens", 24)
 
 
-@pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Yield the addresses of a reward service and of a policy service."""
-    folder = tmp_path_factory.mktemp("services")
-    with reward_and_policy(folder, ready_seconds=600) as found:
-        yield found
+@pytest.fixture
+def services(shared: SharedServices) -> dict[str, str]:
+    """Return the addresses of a reward service and of a policy service."""
+    return shared.addresses("reward", "policy")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,18 +15,16 @@ import pytest
 from fairlead import RewardClient
 from fairlead.local import status
 from fairlead.local.run_files import ProcessRecord
-from tests.service_process import free_address, reward_and_policy
+from tests.service_process import SharedServices, free_address
 
 # A busy machine may take a minute to start a process that imports torch.
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Yield the addresses of a reward and a policy service."""
-    folder = tmp_path_factory.mktemp("services")
-    with reward_and_policy(folder, ready_seconds=240) as found:
-        yield found
+@pytest.fixture
+def services(shared: SharedServices) -> dict[str, str]:
+    """Return the addresses of a reward service and of a policy service."""
+    return shared.addresses("reward", "policy")
 
 
 def fairlead(*arguments: object, cwd: Path, given: str = "") -> subprocess.CompletedProcess[str]:

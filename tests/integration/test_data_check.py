@@ -15,11 +15,13 @@ from typer.testing import CliRunner, Result
 
 from fairlead.cli.data import DataKind
 from fairlead.cli.main import app
-from fairlead.config import RunFolder, load
+from fairlead.config import load
 from fairlead.data.kinds import KINDS, detect
 from fairlead.data.records import is_heldout
+from fairlead.errors import DataError
 from tests.hub_stand_in import hub
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
+from trainer.sft import train as sft
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
@@ -28,16 +30,36 @@ CHAT_TEMPLATE = (
 )
 
 
-def fairlead(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fairlead.cli", *map(str, arguments)],
+CHECKS = """
+import json, sys
+from typer.testing import CliRunner
+from fairlead.cli.main import app
+
+found = {}
+for name in sys.argv[1:]:
+    result = CliRunner().invoke(app, ["data", "check", name, "--as", "preferences", "--json"])
+    found[name] = [result.exit_code, result.stdout, result.stderr]
+print(json.dumps(found))
+"""
+
+
+def checked_in_a_process(*names: str, cwd: Path, endpoint: str) -> dict[str, tuple[int, str, str]]:
+    """Check datasets in one process, since the hub's client reads its address only once.
+
+    Returns:
+        Exit code, output and errors for each.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKS, *names],
         cwd=cwd,
-        env=os.environ | {"HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "0"} | environment,
+        env=os.environ | {"HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint},
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def check(*arguments: object, cwd: Path) -> Result:
@@ -244,14 +266,16 @@ def test_stage_reads_data_after_it_is_repaired(run_file):
     checked = check("run.toml", cwd=folder)
     assert checked.exit_code == 2
     assert where in checked.stdout
-    stopped = fairlead("sft", "run.toml", cwd=folder)
-    assert stopped.returncode == 2
-    assert where in stopped.stderr.splitlines()[-1]
-    assert "Traceback" not in stopped.stderr
+    config = load(run_file, overrides={"base": str(folder), "runs": str(folder / "runs")})
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update={"path": str(folder / "base")})}
+    )
+    with pytest.raises(DataError) as stopped:
+        sft.train(config)
+    assert where in str(stopped.value)
     write(folder / "chats.jsonl", {"messages": [turns[1], {"role": "assistant", "content": "w7"}]})
-    trained = fairlead("sft", "run.toml", cwd=folder)
-    assert trained.returncode == 0, trained.stderr
-    assert RunFolder(folder / "runs" / "tiny").result("sft").exists()
+    sft.train(config)
+    assert config.folder.result("sft").exists()
 
 
 def test_hub_datasets_and_their_errors(tmp_path):
@@ -260,32 +284,27 @@ def test_hub_datasets_and_their_errors(tmp_path):
         for n in range(9)
     ).encode()
     held = {"org/pairs": {"data/train.jsonl": rows, "data/test.jsonl": rows}, "org/gated": None}
+    refusals = {
+        "org/gated": "is a gated dataset on the Hub.*accept its terms on its page and log in with",
+        "org/absent": "doesn't exist on the Hub or cannot be accessed.*check the name",
+        "org/pairs?config=other": "BuilderConfig 'other' not found",
+    }
+    names = ("org/pairs", "org/pairs?split=train[:3]", *refusals)
     with hub(held) as address:
-
-        def check_hub(name: str) -> subprocess.CompletedProcess[str]:
-            return fairlead(
-                "data", "check", name, "--as", "preferences", "--json", cwd=tmp_path, HF_ENDPOINT=address
-            )
-
-        found = check_hub("org/pairs")
-        assert found.returncode == 2
-        report = json.loads(found.stdout)["preferences"]
-        assert (report["lines"], report["bad"]) == (9, 1)
-        assert report["errors"][0].startswith(
-            "org/pairs?split=train:4: got 'identical `chosen` and `rejected`'"
-        )
-        assert check_hub("org/pairs?split=train[:3]").returncode == 0
-        for name, words in (
-            ("org/gated", "is a gated dataset on the Hub.*accept its terms on its page and log in with"),
-            ("org/absent", "doesn't exist on the Hub or cannot be accessed.*check the name"),
-            ("org/pairs?config=other", "BuilderConfig 'other' not found"),
-        ):
-            refused = check_hub(name)
-            assert refused.returncode == 2
-            assert refused.stderr.endswith("error: 1 unreadable source\n")
-            (error,) = json.loads(refused.stdout)["preferences"]["errors"]
-            assert error.startswith(f"data.preferences: got '{name.split('?')[0]}?")
-            assert re.search(words, error)
+        found = checked_in_a_process(*names, cwd=tmp_path, endpoint=address)
+    code, output, _ = found["org/pairs"]
+    assert code == 2
+    report = json.loads(output)["preferences"]
+    assert (report["lines"], report["bad"]) == (9, 1)
+    assert report["errors"][0].startswith("org/pairs?split=train:4: got 'identical `chosen` and `rejected`'")
+    assert found["org/pairs?split=train[:3]"][0] == 0
+    for name, words in refusals.items():
+        code, output, errors = found[name]
+        assert code == 2
+        assert errors.endswith("error: 1 unreadable source\n")
+        (error,) = json.loads(output)["preferences"]["errors"]
+        assert error.startswith(f"data.preferences: got '{name.split('?')[0]}?")
+        assert re.search(words, error)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`fairlead ppo` with real models, services, queue and trainer, from start to end."""
+"""`fairlead ppo` with real processes from start to end, with adapters in the place of whole policies."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from fairlead.config import RunFolder, load
 from fairlead.local.run_files import running_pids
 from tests.integration.ppo_run import check, make, started
+from tests.integration.test_local_run_lora import FLAGS, check_adapters
 
 
 def check_secrets(folder: RunFolder, output: str) -> None:
@@ -25,7 +26,7 @@ def check_secrets(folder: RunFolder, output: str) -> None:
 
 def test_run_from_start_to_end_writes_all_its_files(tmp_path: Path):
     file = make(tmp_path, updates=3)
-    with started(file) as run:
+    with started(file, *FLAGS) as run:
         names = {"valkey", "trainer", "policy-0", "reward-0", "reference-0", "rollout-worker-0"}
         run.until(lambda: set(run.pids()) == names)
         assert set(running_pids(run.folder.processes, mark=str(run.folder.root))) == names
@@ -41,7 +42,8 @@ def test_run_from_start_to_end_writes_all_its_files(tmp_path: Path):
         assert any(line.startswith("ppo 3/3 · done · reward ") for line in lines)
         assert load(run.folder.config).ppo.updates == 3
         check_secrets(run.folder, output)
-    with started(file) as run:
+        check_adapters(run.folder, tmp_path / "policy")
+    with started(file, *FLAGS) as run:
         output = run.process.communicate(timeout=30)[0]
         assert output.startswith(
             "ppo has already finished; --force runs it again: runs/tiny (updates 3, episodes 24, "

@@ -6,13 +6,13 @@ import asyncio
 import random
 from pathlib import Path
 
-import psutil
 import pytest
 
 from fairlead.config import load
 from fairlead.errors import ProcessFailed
 from fairlead.local.serving import ask, score, serving
 from fairlead.types import SamplingParams
+from tests.service_process import own_processes
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
 
@@ -26,17 +26,13 @@ async def test_answers_and_scores_of_real_services(tmp_path: Path) -> None:
     rng = random.Random(0)
     prompts = [" ".join(f"w{rng.randrange(56)}" for _ in range(4)) for _ in range(20)]
 
+    before = own_processes()
     async with serving(config, models) as addresses:
         first = await ask(addresses["policy"], prompts, samples=3, sampling=sampling)
         again = await ask(addresses["policy"], prompts, samples=3, sampling=sampling)
         scores = await score(addresses["reward"], [(a.prompt, a.text) for group in first for a in group])
         empty = await score(addresses["reward"], [("w1", ""), ("w1", " ")])
-        # A database of other tests may run beside.
-        children = {
-            child.pid
-            for child in psutil.Process().children(recursive=True)
-            if child.name().startswith("python")
-        }
+        children = own_processes() - before
 
     assert first == again, "the same seed must give the same answers"
     assert [[a.prompt for a in group] for group in first] == [[prompt] * 3 for prompt in prompts]
@@ -48,7 +44,7 @@ async def test_answers_and_scores_of_real_services(tmp_path: Path) -> None:
     assert len(set(scores)) > 30
     assert empty[0] == empty[1]
     assert len(children) >= 2
-    assert not any(psutil.pid_exists(pid) for pid in children)
+    assert not any(child.is_running() for child in children)
 
 
 async def test_error_of_a_service_that_cannot_start_quotes_its_log(tmp_path: Path) -> None:

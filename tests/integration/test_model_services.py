@@ -6,7 +6,6 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -22,32 +21,21 @@ from fairlead.v1 import (
     reward_service_pb2,
     reward_service_pb2_grpc,
 )
-from tests.service_process import Process, Starter
-from tests.tiny import tiny_causal_lm, tiny_reward_model
+from tests.service_process import Process, SharedServices
 from tests.waiting import until
 
 PAIR = TokenPair(tuple(range(4, 44)), tuple(range(10, 50)))
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, Path]:
-    return {
-        "reward": tiny_reward_model(tmp_path_factory.mktemp("reward")),
-        "reference": tiny_causal_lm(tmp_path_factory.mktemp("reference")),
-    }
+@pytest.fixture
+def models(shared: SharedServices) -> dict[str, Path]:
+    return shared.models
 
 
-@pytest.fixture(scope="module")
-def running(models, tmp_path_factory) -> Iterator[dict[str, Process]]:
-    """Start one reward and one reference service for all tests."""
-    starter = Starter(tmp_path_factory.mktemp("running"))
-    try:
-        processes = {name: starter(name, path) for name, path in models.items()}
-        for process in processes.values():
-            process.wait_for("/readyz")
-        yield processes
-    finally:
-        starter.stop()
+@pytest.fixture
+def running(shared: SharedServices) -> dict[str, Process]:
+    """Return one reward and one reference service for all tests."""
+    return shared.ready("reward", "reference")
 
 
 class RawLoad:
@@ -108,9 +96,10 @@ async def balanced_load(name: str, addresses: list[str], stop: asyncio.Event) ->
     return answered
 
 
-@pytest.mark.parametrize("name", ["reward", "reference"])
+@pytest.mark.parametrize("name", ["reward", pytest.param("reference", marks=pytest.mark.slow)])
 async def test_sigterm_under_load_fails_no_accepted_rpc(name, models, running, start):
-    stopped, stays = start(name, models[name]), running[name]
+    settings = {"reward": {"reward.calibration_temperature": 2.0}}
+    stopped, stays = start(name, models[name], **settings.get(name, {})), running[name]
     await asyncio.to_thread(stopped.wait_for, "/readyz")
     raw = RawLoad(name, stopped.address)
     stop = asyncio.Event()
@@ -170,7 +159,7 @@ def test_reference_logprobs_do_not_depend_on_the_batch(running):
             client.logprobs([PAIR], temperature=float("nan"))
 
 
-def test_permanent_errors_exit_with_2_and_one_line(models, start, tmp_path):
+def test_permanent_errors_exit_with_2_and_one_line(models, start):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -182,7 +171,6 @@ def test_permanent_errors_exit_with_2_and_one_line(models, start, tmp_path):
             "did you mean `reward.max_text_bytes`?": start(
                 "reward", models["reward"], **{"reward.max_text_byte": 3}
             ),
-            "no model folder": start("reward", tmp_path / "nowhere"),
             "without a reward head": start("reward", models["reference"]),
         }
         for message, process in ended.items():
@@ -192,6 +180,7 @@ def test_permanent_errors_exit_with_2_and_one_line(models, start, tmp_path):
             assert "Traceback" not in process.log.read_text()
 
 
+@pytest.mark.slow  # the policy service ends the same way
 def test_sigterm_while_loading_exits_with_0(models, start):
     process = start("reward", models["reward"])
     process.wait_for("/healthz")

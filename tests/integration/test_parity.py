@@ -88,7 +88,7 @@ async def generate(
     return [found[0] for found in await asyncio.gather(*calls)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 async def test_policy_reference_and_trainer_agree(tmp_path: Path, dtype: str):
     model = tiny_causal_lm(tmp_path / "model")
     config = load(

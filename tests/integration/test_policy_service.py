@@ -83,7 +83,7 @@ def test_ready_with_first_weights_and_damaged_version_changes_nothing(
         assert "weights 1-2 not loaded, 1-1 remain in use" in process.log.read_text()
         assert client.generate("w1 w2", SAMPLING)[0] == second
         with pytest.raises(StaleWeights, match="needs weights 1-2 or newer; 1-1 are in use"):
-            client.generate("w1 w2", SAMPLING, min_version=WeightVersion(1, 2), timeout_seconds=6)
+            client.generate("w1 w2", SAMPLING, min_version=WeightVersion(1, 2), timeout_seconds=2)
         assert process.get("/readyz")[0] == 200
     assert process.stop() == 0
 

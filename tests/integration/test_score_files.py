@@ -20,28 +20,21 @@ from typer.testing import CliRunner, Result
 from fairlead import RewardClient, TextPair, WholeText
 from fairlead.cli.main import app
 from tests import architectures
-from tests.service_process import Process, Starter
-from tests.tiny import tiny_reward_model
+from tests.service_process import Process, SharedServices, Starter
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_reward_model(tmp_path_factory.mktemp("reward"))
-
-
-@pytest.fixture(scope="module")
-def services(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Process]]:
+def services(
+    shared: SharedServices, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Process]]:
     folder = tmp_path_factory.mktemp("services")
     start = Starter(folder)
     try:
         chat = architectures.reward_model("qwen3", folder / "chat")
-        found = {
-            "plain": start("reward", model),
-            "chat": start("reward", chat, **{"reward.calibration_temperature": 2.0}),
-        }
-        for process in found.values():
-            process.until(lambda ready=process: ready.get("/readyz")[0] == 200, seconds=110)
-        yield found
+        service = start("reward", chat, **{"reward.calibration_temperature": 2.0})
+        plain = shared.ready("reward")["reward"]
+        service.until(lambda: service.get("/readyz")[0] == 200, seconds=110)
+        yield {"plain": plain, "chat": service}
     finally:
         start.stop()
 
@@ -212,16 +205,16 @@ def interrupted(number: int, file: Path, out: Path, address: str, *, at_least: i
 def test_killed_or_interrupted_run_continues_where_it_stopped(services, tmp_path):
     """SIGKILL, a torn last line, Ctrl-C, then the end: every line is scored once, and the order is kept."""
     service = services["plain"]
-    file, out = write(tmp_path / "in.jsonl", *numbered(6_000)), tmp_path / "out.jsonl"
-    with interrupted(signal.SIGKILL, file, out, service.address, at_least=300) as killed:
+    file, out = write(tmp_path / "in.jsonl", *numbered(3_000)), tmp_path / "out.jsonl"
+    with interrupted(signal.SIGKILL, file, out, service.address, at_least=150) as killed:
         assert killed.wait(60) == -signal.SIGKILL
     first = partial(out).read_text().splitlines(keepends=True)
-    assert 300 <= len(first) < 6_000
+    assert 150 <= len(first) < 3_000
     assert not out.exists()
     # A last line as if the kill had interrupted a write, and a first score that no service returns.
     marked = {**json.loads(first[0]), "score": 123.0}
-    partial(out).write_text(json.dumps(marked) + "\n" + "".join(first[1:299]) + first[299][:20])
-    with interrupted(signal.SIGINT, file, out, service.address, at_least=700) as stopped:
+    partial(out).write_text(json.dumps(marked) + "\n" + "".join(first[1:149]) + first[149][:20])
+    with interrupted(signal.SIGINT, file, out, service.address, at_least=350) as stopped:
         printed = stopped.communicate(timeout=60)[1]
         assert stopped.returncode == 130
     assert f"the same command continues and writes {out}" in printed
@@ -231,9 +224,9 @@ def test_killed_or_interrupted_run_continues_where_it_stopped(services, tmp_path
     result = score(file, "--address", service.address, "--out", out, "--batch-size", 1)
     assert result.exit_code == 0, result.output
     found = read(out)
-    assert [line["id"] for line in found] == list(range(6_000))
+    assert [line["id"] for line in found] == list(range(3_000))
     assert found[0]["score"] == 123.0
-    assert streamed_requests(service) - before == 6_000 - half
+    assert streamed_requests(service) - before == 3_000 - half
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
     again = score(file, "--address", service.address, "--out", out, "--batch-size", 64)
     assert again.exit_code == 0
@@ -275,7 +268,8 @@ def test_partial_result_is_continued_only_by_the_same_run(services, tmp_path):
 
 
 @pytest.mark.slow
-def test_model_flag_serves_the_model_during_the_command(model, tmp_path):
+def test_model_flag_serves_the_model_during_the_command(shared: SharedServices, tmp_path):
+    model = shared.models["reward"]
     file, out = write(tmp_path / "in.jsonl", *numbered(20)), tmp_path / "out.jsonl"
     result = score(file, "--model", model, "--out", out, "--timeout-seconds", 100)
     assert result.exit_code == 0, result.output

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from fairlead.config import RunFolder
@@ -17,6 +16,7 @@ from fairlead.local.restart_policy import RunOutcome
 from fairlead.local.run_files import MARK, running_pids
 from fairlead.local.standby import Standby
 from tests.integration.supervised import run_folder, run_while, supervisor
+from tests.service_process import own_processes
 from tests.waiting import until
 
 PROGRAM = """
@@ -71,17 +71,13 @@ async def test_a_command_runs_as_in_a_new_interpreter(
     assert standby.take(command(0, 0), own, log=tmp_path / "log") is None, "none is left"
 
 
-def own_processes() -> list[psutil.Process]:
-    """Return the Python processes that this one has started; a database of other tests may run beside."""
-    return [process for process in psutil.Process().children() if process.name().startswith("python")]
-
-
 def test_a_process_that_cannot_run_the_command_is_not_used(
     standby: Standby, environment: dict[str, str], tmp_path: Path
 ):
+    before = own_processes()
     standby.prepare(1, environment)
     standby.prepare(1, environment)
-    waiting = own_processes()
+    waiting = own_processes() - before
     assert len(waiting) == 2
     for changed in ({"OMP_NUM_THREADS": "7"}, {MARK: "another"}):
         assert standby.take(command(0, 0), environment | changed, log=tmp_path / "log") is None
@@ -95,8 +91,9 @@ def test_a_process_that_cannot_run_the_command_is_not_used(
 async def test_the_supervisor_uses_it_and_ends_it(
     standby: Standby, environment: dict[str, str], folder: RunFolder
 ):
+    before = own_processes()
     standby.prepare(2, environment)
-    waiting = {process.pid for process in own_processes()}
+    waiting = {process.pid for process in own_processes() - before}
     spec = ProcessSpec(name="one", command=command(60, 0), loads_models=True)
     run = supervisor(folder, spec, standby=standby, environment=environment)
 

@@ -141,6 +141,7 @@ def test_fetch_continues_after_weights_service_was_killed(
     assert process.stop() == 0
 
 
+@pytest.mark.slow  # what a store does then is tested without processes
 def test_full_or_read_only_disk_is_logged_and_old_weights_are_served(
     cluster: Cluster, store: FilesystemWeightStore, model: Path
 ) -> None:

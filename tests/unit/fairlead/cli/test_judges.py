@@ -17,7 +17,7 @@ from fairlead.cli.judges import (
     OpenAISpeaker,
     RewardJudge,
     instruction_of,
-    position_bias,
+    order_dependence,
     read_verdicts,
 )
 from fairlead.cli.named_models import FunctionScorer, addresses_of, is_function
@@ -51,13 +51,13 @@ def test_ai_judge_reads_both_orders_and_its_position_bias_becomes_ties():
     pairs = [("aaa", "b"), ("a", "bbb"), ("a", "b")]
     fair = verdicts(longer, pairs)
     assert [one["verdict"] for one in fair] == [1.0, 0.0, 0.5]
-    assert position_bias(fair) == {"first_preferred": 0.5, "inconsistent": 0.0, "unreadable": 0.0}
+    assert order_dependence(fair) == {"first_preferred": 0.5, "inconsistent": 0.0, "unreadable": 0.0}
     biased = verdicts(lambda first, second: "A", pairs)
     assert [one["verdict"] for one in biased] == [0.5] * 3
-    assert position_bias(biased) == {"first_preferred": 1.0, "inconsistent": 1.0, "unreadable": 0.0}
+    assert order_dependence(biased) == {"first_preferred": 1.0, "inconsistent": 1.0, "unreadable": 0.0}
     silent = verdicts(lambda first, second: "I cannot say.", pairs)
     assert [one["verdict"] for one in silent] == [0.5] * 3
-    assert position_bias(silent)["unreadable"] == 1.0
+    assert order_dependence(silent)["unreadable"] == 1.0
     # A tie in one order only: what the other order says.
     half = verdicts(lambda first, second: "A" if first == "aaa" else "TIE", pairs[:1])
     assert half == [{"verdict": 1.0, "orders": [1.0, 0.5]}]

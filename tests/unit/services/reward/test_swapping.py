@@ -109,7 +109,7 @@ async def test_swaps_and_canaries_under_load_fail_no_request(models, oracle):
 
         async def served_for_a_while() -> None:
             seen = len(load.versions)
-            await until(lambda: len(load.versions) > seen + 150 or any(task.done() for task in callers))
+            await until(lambda: len(load.versions) > seen + 50 or any(task.done() for task in callers))
 
         async with AsyncRewardAdminClient(world.address, retry=ONCE) as admin:
             for path in (second, third, first, second):

@@ -19,7 +19,7 @@ from trainer.distributed.group import Group
 WORLD = "tests.unit.trainer.distributed.group_world"
 SETTINGS = {"lost_seconds": 60.0, "stall_seconds": 60.0}
 """Limits that a busy machine does not exceed by itself."""
-SHORT_SECONDS = 8.0
+SHORT_SECONDS = 5.0
 """The limit that a test is about."""
 
 
@@ -38,13 +38,6 @@ def test_a_single_rank_has_no_process_group():
     group.barrier()
     assert group.broadcast(b"x") == b"x"
     assert group.gather(b"x") == group.all_gather(b"x") == [b"x"]
-
-
-def test_bytes_and_orders_arrive_on_every_rank():
-    found = Ranks(2, f"{WORLD}:exchange").results()
-    assert [result["gather"] for result in found] == [[0, 1000], []]
-    assert all(result["broadcast"] == [True, True] for result in found)
-    assert all(result["all_gather"] == [True, True] for result in found)
 
 
 def started(target: str, *arguments: object, settings: dict[str, float] = SETTINGS) -> Ranks:
@@ -88,14 +81,14 @@ def test_a_killed_or_suspended_rank_ends_the_others(target: str, rank: int, numb
     assert last.startswith("RankLost: ")
     assert f"rank {rank}" in last, last
     if by_beats:
-        assert "ranks.lost_seconds = 8" in last
+        assert "ranks.lost_seconds = 5" in last
 
 
 @pytest.mark.parametrize(
     ("fault", "rank", "code", "message"),
     [
         pytest.param("hang", 1, 1, "because of rank 1 of 2", marks=pytest.mark.slow),
-        ("error", 0, 2, "ended: NotFinite: ppo: the loss is nan"),
+        pytest.param("error", 0, 2, "ended: NotFinite: ppo: the loss is nan", marks=pytest.mark.slow),
         pytest.param("error", 1, 2, "ended: NotFinite: ppo: the loss is nan", marks=pytest.mark.slow),
         pytest.param("bug", 1, 1, "ended: ZeroDivisionError: division by zero", marks=pytest.mark.slow),
         pytest.param("hang", 0, 1, "because of rank 0 of 2", marks=pytest.mark.slow),
@@ -113,7 +106,7 @@ def test_a_failing_rank_ends_the_others_with_its_exit_code(fault: str, rank: int
     assert own_code == code, own_errors
     if fault == "hang":
         assert "at: micro-batch 3 (distributed/group_world.py:" in last
-        assert "ranks.stall_seconds = 8" in last
+        assert "ranks.stall_seconds = 5" in last
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -82,13 +83,16 @@ def test_lines_of_the_other_ranks_are_marked(capfd):
     ]
 
 
-def test_rank_0_listens_at_the_port_that_the_launcher_has_bound(capfd):
+def test_bytes_and_orders_arrive_at_the_port_that_the_launcher_has_bound(capfd):
     listener = bound_socket()
     started = environments(RunConfig(), "ppo", ONE_NODE, listener=listener)
     command = [sys.executable, "-m", "tests.ranks", "tests.unit.trainer.distributed.group_world:exchange"]
     assert Launcher([*command, "{}", "[]"], started, listener=listener).run() == 0
-    assert capfd.readouterr().err.count('"broadcast": [true, true]') == 2
     assert listener.fileno() == -1
+    found = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert sorted(result["gather"] for result in found) == [[], [0, 1000]]
+    assert all(result["broadcast"] == [True, True] for result in found)
+    assert all(result["all_gather"] == [True, True] for result in found)
 
 
 def test_a_descriptor_of_another_socket_is_refused():

@@ -232,10 +232,10 @@ def test_latest_from_many_threads_while_versions_change(tmp_path: Path) -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        with ThreadPoolExecutor(8) as threads:
-            asking = [threads.submit(ask) for _ in range(8)]
+        with ThreadPoolExecutor(4) as threads:
+            asking = [threads.submit(ask) for _ in range(4)]
             try:
-                for update in range(1, 40):
+                for update in range(1, 20):
                     publish(written, WeightVersion(1, update))
                     written.prune(keep=2)
             finally:

@@ -239,60 +239,60 @@ TOKENS = tensor("tokens", "INT64", [1, 2], [1, 2])
 LENGTHS = tensor("sequence_lengths", "INT64", [1, 1], [2])
 
 
-@pytest.mark.parametrize(
-    ("inputs", "error"),
-    [
-        ([], "inputs: got 'none', allowed: `sentences`, or `tokens` and `sequence_lengths`"),
-        (None, "inputs: got 'nothing'"),
-        ([3], "inputs[0]: got 'a whole number', allowed: a tensor"),
-        ([SENTENCES, SENTENCES], "inputs[1]: got '`sentences` twice'"),
-        ([TOKENS], "allowed: `sentences`, or `tokens` and `sequence_lengths`"),
-        ([SENTENCES | {"name": "words"}], "inputs[0]: got 'words'"),
-        ([SENTENCES | {"datatype": "FP64"}], "inputs.sentences.datatype: got 'FP64', allowed: BYTES"),
-        ([SENTENCES | {"shape": [2, 1]}], "got '1 elements', allowed: 2, to match the shape"),
-        ([SENTENCES | {"shape": [2**31, 1]}], f"got '{2**31} rows', allowed: at most 1024"),
-        ([SENTENCES | {"shape": [-1, -1]}], "inputs.sentences.shape: got [-1, -1], allowed: [B, 1]"),
-        ([SENTENCES | {"shape": "x"}], "inputs.sentences.shape: got 'a text', allowed: a list of dimensions"),
-        (
-            [SENTENCES | {"shape": [1, 1, 1]}],
-            "inputs.sentences.shape: got [1, 1, 1], allowed: [B, 1], B at least 1",
-        ),
-        ([SENTENCES | {"data": [5]}], "inputs.sentences[0]: got 'a whole number', allowed: a text"),
-        ([SENTENCES | {"data": [""], "shape": [1]}, LENGTHS], "allowed: `sentences`, or `tokens`"),
-        (
-            [SENTENCES | {"parameters": {"binary_data_size": 9}}],
-            "inputs[0]: got '0 bytes of data', allowed: 9, the value of binary_data_size",
-        ),
-        ([SENTENCES | {"parameters": {"binary_data_size": -9}}], "binary_data_size -9"),
-        (
-            [SENTENCES | {"parameters": {"shared_memory_region": "x"}}],
-            "inputs.sentences.parameters: got 'shared_memory_region', allowed: the data in the request",
-        ),
-        ([TOKENS | {"datatype": "INT8", "data": [1, 300]}, LENGTHS], "inputs.tokens[1]: got 300"),
-        (
-            [TOKENS | {"data": [1.5, 2]}, LENGTHS],
-            "inputs.tokens[0]: got 'a decimal number', allowed: a whole number",
-        ),
-        (
-            [TOKENS | {"data": [1, 2**40]}, LENGTHS],
-            f"inputs.tokens[0]: got '{2**40} at position 1', allowed: ids",
-        ),
-        ([TOKENS, LENGTHS | {"data": [3]}], "inputs.sequence_lengths[0]: got 3, allowed: from 1 to 2"),
-        ([TOKENS, LENGTHS | {"data": [0]}], "inputs.sequence_lengths[0]: got 0"),
-        (
-            [TOKENS, LENGTHS | {"data": [1, 1], "shape": [2, 1]}],
-            "got '2 rows for 1 of `tokens`', allowed: one row for each",
-        ),
-        (
-            [TOKENS | {"shape": [2]}, LENGTHS],
-            "inputs.tokens.shape: got [2], allowed: [B, S], each at least 1",
-        ),
-    ],
-)
-async def test_invalid_tensors_are_refused(http: Gateway, inputs, error):
-    answer = await http.post("/v2/models/reward/infer", {"inputs": inputs})
-    assert (answer.status, list(answer.json)) == (400, ["error"])
-    assert error in answer.error
+INVALID_TENSORS = [
+    ([], "inputs: got 'none', allowed: `sentences`, or `tokens` and `sequence_lengths`"),
+    (None, "inputs: got 'nothing'"),
+    ([3], "inputs[0]: got 'a whole number', allowed: a tensor"),
+    ([SENTENCES, SENTENCES], "inputs[1]: got '`sentences` twice'"),
+    ([TOKENS], "allowed: `sentences`, or `tokens` and `sequence_lengths`"),
+    ([SENTENCES | {"name": "words"}], "inputs[0]: got 'words'"),
+    ([SENTENCES | {"datatype": "FP64"}], "inputs.sentences.datatype: got 'FP64', allowed: BYTES"),
+    ([SENTENCES | {"shape": [2, 1]}], "got '1 elements', allowed: 2, to match the shape"),
+    ([SENTENCES | {"shape": [2**31, 1]}], f"got '{2**31} rows', allowed: at most 1024"),
+    ([SENTENCES | {"shape": [-1, -1]}], "inputs.sentences.shape: got [-1, -1], allowed: [B, 1]"),
+    ([SENTENCES | {"shape": "x"}], "inputs.sentences.shape: got 'a text', allowed: a list of dimensions"),
+    (
+        [SENTENCES | {"shape": [1, 1, 1]}],
+        "inputs.sentences.shape: got [1, 1, 1], allowed: [B, 1], B at least 1",
+    ),
+    ([SENTENCES | {"data": [5]}], "inputs.sentences[0]: got 'a whole number', allowed: a text"),
+    ([SENTENCES | {"data": [""], "shape": [1]}, LENGTHS], "allowed: `sentences`, or `tokens`"),
+    (
+        [SENTENCES | {"parameters": {"binary_data_size": 9}}],
+        "inputs[0]: got '0 bytes of data', allowed: 9, the value of binary_data_size",
+    ),
+    ([SENTENCES | {"parameters": {"binary_data_size": -9}}], "binary_data_size -9"),
+    (
+        [SENTENCES | {"parameters": {"shared_memory_region": "x"}}],
+        "inputs.sentences.parameters: got 'shared_memory_region', allowed: the data in the request",
+    ),
+    ([TOKENS | {"datatype": "INT8", "data": [1, 300]}, LENGTHS], "inputs.tokens[1]: got 300"),
+    (
+        [TOKENS | {"data": [1.5, 2]}, LENGTHS],
+        "inputs.tokens[0]: got 'a decimal number', allowed: a whole number",
+    ),
+    (
+        [TOKENS | {"data": [1, 2**40]}, LENGTHS],
+        f"inputs.tokens[0]: got '{2**40} at position 1', allowed: ids",
+    ),
+    ([TOKENS, LENGTHS | {"data": [3]}], "inputs.sequence_lengths[0]: got 3, allowed: from 1 to 2"),
+    ([TOKENS, LENGTHS | {"data": [0]}], "inputs.sequence_lengths[0]: got 0"),
+    (
+        [TOKENS, LENGTHS | {"data": [1, 1], "shape": [2, 1]}],
+        "got '2 rows for 1 of `tokens`', allowed: one row for each",
+    ),
+    (
+        [TOKENS | {"shape": [2]}, LENGTHS],
+        "inputs.tokens.shape: got [2], allowed: [B, S], each at least 1",
+    ),
+]
+
+
+async def test_invalid_tensors_are_refused(http: Gateway):
+    for inputs, error in INVALID_TENSORS:
+        answer = await http.post("/v2/models/reward/infer", {"inputs": inputs})
+        assert (answer.status, list(answer.json)) == (400, ["error"]), inputs
+        assert error in answer.error, inputs
 
 
 async def test_form_of_the_response_is_a_boolean(http: Gateway):
@@ -305,38 +305,37 @@ async def test_form_of_the_response_is_a_boolean(http: Gateway):
         assert (answer.status, answer.error) == (400, f"{error}, allowed: true or false")
 
 
-@pytest.mark.parametrize(
-    ("raw", "error"),
-    [
-        (b"\x02\x00", "inputs.sentences: got '0 elements', allowed: 1, to match the shape"),
-        (b"\x09\x00\x00\x00w1", "inputs.sentences[0]: got 'a length of 9 bytes, but 2 bytes follow'"),
-        (
-            b"\x02\x00\x00\x00\xff\xfe",
-            "inputs.sentences[0]: got 'invalid UTF-8 byte at position 0', allowed: UTF-8",
-        ),
-        (b"\x02\x00\x00\x00w1\x00\x00\x00\x00", "got '4 bytes after the last element', allowed: none"),
-    ],
-)
-async def test_invalid_bytes_are_refused(http: Gateway, raw, error):
-    entry = {
-        "name": "sentences",
-        "datatype": "BYTES",
-        "shape": [1, 1],
-        "parameters": {"binary_data_size": len(raw)},
-    }
-    head = json.dumps({"inputs": [entry]}).encode()
-    headers = {"Inference-Header-Content-Length": str(len(head))}
-    answer = await http.ask("POST", "/v2/models/reward/infer", head + raw, headers)
-    assert answer.status == 400
-    assert error in answer.error
-    for size in ("-1", "x", str(10**9), "1" * 5_000):
-        answer = await http.ask(
-            "POST", "/v2/models/reward/infer", head + raw, {"Inference-Header-Content-Length": size}
-        )
+INVALID_BYTES = [
+    (b"\x02\x00", "inputs.sentences: got '0 elements', allowed: 1, to match the shape"),
+    (b"\x09\x00\x00\x00w1", "inputs.sentences[0]: got 'a length of 9 bytes, but 2 bytes follow'"),
+    (
+        b"\x02\x00\x00\x00\xff\xfe",
+        "inputs.sentences[0]: got 'invalid UTF-8 byte at position 0', allowed: UTF-8",
+    ),
+    (b"\x02\x00\x00\x00w1\x00\x00\x00\x00", "got '4 bytes after the last element', allowed: none"),
+]
+
+
+async def test_invalid_bytes_are_refused(http: Gateway):
+    path = "/v2/models/reward/infer"
+    for raw, error in INVALID_BYTES:
+        entry = {
+            "name": "sentences",
+            "datatype": "BYTES",
+            "shape": [1, 1],
+            "parameters": {"binary_data_size": len(raw)},
+        }
+        head = json.dumps({"inputs": [entry]}).encode()
+        headers = {"Inference-Header-Content-Length": str(len(head))}
+        answer = await http.ask("POST", path, head + raw, headers)
         assert answer.status == 400
-        assert answer.error.startswith("Inference-Header-Content-Length")
-    extra = await http.ask("POST", "/v2/models/reward/infer", head + raw + b"x", headers)
-    assert "1 bytes after the last tensor" in extra.error or error in extra.error
+        assert error in answer.error
+        for size in ("-1", "x", str(10**9), "1" * 5_000):
+            answer = await http.ask("POST", path, head + raw, {"Inference-Header-Content-Length": size})
+            assert answer.status == 400
+            assert answer.error.startswith("Inference-Header-Content-Length")
+        extra = await http.ask("POST", path, head + raw + b"x", headers)
+        assert "1 bytes after the last tensor" in extra.error or error in extra.error
 
 
 async def test_one_model_is_described(http: Gateway, reward_folder):
