@@ -31,7 +31,7 @@ class GateReport:
     """Accuracy of a reward model on pairs that it has not learnt from, beside that of the one before."""
 
     measured_on: str
-    """Whose pairs: `held-out people`, or `held-out prompts` where no held-out person ranked anything."""
+    """Whose pairs: `held-out people`, or `held-out prompts` if these people have none."""
     rankings: int
     """Rankings with at least one pair."""
     pairs: int

@@ -108,7 +108,7 @@ class Iteration:
     def check(self, number: int) -> None:
         """Compare the reward model with the one before on pairs of this round that neither has learnt from.
 
-        They are those of held-out people; if there are none, those of held-out prompts.
+        They are those of held-out people; if these have none, those of held-out prompts.
 
         Raises:
             StoppedByGate: it is measurably worse, and `iterate.gate` is `stop`.
@@ -116,10 +116,11 @@ class Iteration:
         files = files_of(self.loop.config)
         every = [read_rows(files.of_round(known, "rankings")) for known in range(number + 1)]
         trained = [one for rankings in every for one in rankings if not self._is_heldout(one)]
-        heldout, measured_on = read_rows(files.of_round(number, "heldout")), "held-out people"
-        if not heldout:
-            heldout, measured_on = list(filter(self._is_heldout, every[-1])), "held-out prompts"
-        groups = gate.measuring_pairs(heldout, trained)
+        groups = gate.measuring_pairs(read_rows(files.of_round(number, "heldout")), trained)
+        measured_on = "held-out people"
+        if not groups:
+            groups = gate.measuring_pairs(filter(self._is_heldout, every[-1]), trained)
+            measured_on = "held-out prompts"
         new = self._scores(number, groups)
         before = self._scores(number - 1, groups) if number else None
         report = gate.compare(groups, new, before, seed=self.loop.config.seed, measured_on=measured_on)

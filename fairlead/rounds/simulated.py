@@ -11,18 +11,20 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 from fairlead.errors import ConfigError, FairleadError
-from fairlead.feedback_client import FeedbackClient
+from fairlead.feedback_client import FeedbackClient, Task
 
 logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 0.1
 _LONGEST_IDLE_SECONDS = 1.0
 """Most of the time there is nothing to do, and models need the processor."""
-_TASKS_AT_ONCE = 20
-"""Of one labeler. Requests cost more time than what is in them; with more tasks one labeler has them all."""
+_TASKS_HELD = 40
+"""Tasks that all labelers hold together: requests cost more time than what is in them, but with more tasks
+the first labelers would have all."""
 _COHORTS = ("train", "heldout")
 _FLAG = "--with-simulated-labelers"
 
@@ -96,8 +98,10 @@ def labelling(
                 body = {"handle": name, "kind": "simulated", "cohort": cohort}
                 client.call("POST", "/people", body)
     done = threading.Event()
+    count = max(1, _TASKS_HELD // sum(map(len, cohorts.values())))
+    next_tasks = partial(FeedbackClient.next_tasks, count=count, project=project, kinds=["rank"])
     threads = [
-        threading.Thread(target=_work, args=(connect, one, project, done), name=one.name, daemon=True)
+        threading.Thread(target=_work, args=(connect, one, next_tasks, done), name=one.name, daemon=True)
         for labelers in cohorts.values()
         for one in labelers
     ]
@@ -114,7 +118,7 @@ def labelling(
 def _work(
     connect: Callable[[], FeedbackClient],
     labeler: SimulatedLabeler,
-    project: str | None,
+    next_tasks: Callable[[FeedbackClient], Sequence[Task]],
     done: threading.Event,
 ) -> None:
     with connect() as client:
@@ -124,7 +128,8 @@ def _work(
                 if not signed_in:
                     client.sign_in(handle=labeler.name)
                     signed_in = True
-                if _rank_some(client, labeler, project):
+                if tasks := next_tasks(client):
+                    _rank(client, labeler, tasks)
                     idle = _IDLE_SECONDS
                 else:
                     done.wait(idle)
@@ -135,13 +140,9 @@ def _work(
                 done.wait(_LONGEST_IDLE_SECONDS)
 
 
-def _rank_some(client: FeedbackClient, labeler: SimulatedLabeler, project: str | None) -> bool:
-    """Rank the answers of some tasks; return whether there was one."""
-    tasks = client.next_tasks(_TASKS_AT_ONCE, project=project, kinds=["rank"])
+def _rank(client: FeedbackClient, labeler: SimulatedLabeler, tasks: Sequence[Task]) -> None:
     rankings = []
     for task in tasks:
         ranks = labeler.ranks(task.prompt[-1].content, list(task.answers.values()))
         rankings.append((task.assignment, dict(zip(task.answers, ranks, strict=True))))
-    if rankings:
-        client.rank_many(rankings)
-    return bool(rankings)
+    client.rank_many(rankings)
