@@ -7,6 +7,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
+from fairlead.config import RunConfig
 from fairlead.metrics import statistics
 
 PAGE = Path(__file__).with_name("metrics.md")
@@ -34,12 +35,22 @@ engine, see [its page](vllm.md#log-probs). With `guard.mismatch_stop_above` the 
 """
 
 
+def new_area(area: type, registry: CollectorRegistry) -> None:
+    """Create the metrics of a class in a registry, as a process does."""
+    if area is metrics.RunMetrics:
+        area(RunConfig(), registry=registry)
+    elif area is metrics.SupervisorMetrics:
+        area(["trainer"], registry=registry)
+    else:
+        area(registry=registry)
+
+
 def page() -> str:
     """Return the text of the page."""
     lines = [HEAD]
     for area in metrics.AREAS:
         registry = CollectorRegistry()
-        area(registry)
+        new_area(area, registry)
         lines += [
             f"\n## {(area.__doc__ or '').removesuffix('.')}\n",
             "| metric | type | labels | description |",

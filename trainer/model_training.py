@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlead.config import RunConfig
 from fairlead.config.preference import PreferenceSection
 from fairlead.config.training import SftSection
-from fairlead.metrics import TrainerMetrics
+from fairlead.metrics import ProgressMetrics
 from fairlead.nn import adapters
 from fairlead.nn.loading import torch_device, torch_dtype
 from trainer import finite, memory, optim, seeds
@@ -141,7 +141,7 @@ class ModelTraining:
         """Return the number of optimizer steps of the whole stage with `count` examples."""
         return self.section.epochs * math.ceil(count / self.section.batch_size)
 
-    def tracker(self, count: int, metrics: TrainerMetrics | None) -> Tracker:
+    def tracker(self, count: int, metrics: ProgressMetrics | None) -> Tracker:
         """Return the tracker of the stage with `count` examples; only that of the first rank writes."""
         if not self.root.group.is_first:
             return SilentTracker(first_step=self.position.step)

@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from transformers.utils import logging as transformers_logging
 
 from fairlead import inputs, log, watchdog
 from fairlead.config import RunConfig, load, parse_overrides
-from fairlead.errors import FairleadError, exit_code
-from fairlead.metrics import ProcessMetrics, TrainerMetrics
+from fairlead.errors import EXIT_CODE, FairleadError, StoppedByGuard, exit_code
+from fairlead.metrics import RunMetrics, StageMetrics, TrainerMetrics
 from fairlead.metrics import page as metrics_page
 from fairlead.nn import allocator
 from trainer import durable, memory, results
@@ -32,16 +33,20 @@ from trainer.distributed.place import Place, place
 
 logger = logging.getLogger(__name__)
 
+_FINAL_CODES = (0, EXIT_CODE[StoppedByGuard])
+"""Ends after which the stage is not restarted, and which are in its metrics."""
 
-Body = Callable[[RunConfig, TrainerMetrics, Group], None]
-"""The work of a stage: gets the configuration, the trainer's metrics, and the ranks that share the work."""
+_Metrics = TypeVar("_Metrics", TrainerMetrics, StageMetrics)
+Body = Callable[[RunConfig, _Metrics, Group], None]
+"""The work of a stage: gets the configuration, its metrics, and the ranks that share the work."""
 
 
 def run(
     stage: str,
-    body: Body,
+    body: Body[_Metrics],
     argv: Sequence[str] | None = None,
     *,
+    new_metrics: Callable[[CollectorRegistry], _Metrics],
     forget: Callable[[RunConfig], None] | None = None,
     registry: CollectorRegistry = REGISTRY,
 ) -> int:
@@ -54,6 +59,7 @@ def run(
         stage: `sft`, `reward_model`, `preference` or `ppo`; names the result file.
         body: the stage.
         argv: flags, without the name of the program.
+        new_metrics: creates the metrics of the stage.
         forget: deletes what a finished stage would continue from; called before `--force` runs it again.
         registry: holds the metrics of this process.
 
@@ -75,18 +81,26 @@ def run(
         )
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         _stop_on_signals()
-        with (
-            _serving(config, registry, position) as joined,
-            join(position, config.ranks, device=getattr(config, stage).device) as group,
-        ):
-            joined.set()
-            done = _begin(stage, config, forget, force=options.force, group=group)
-            if done is None:
-                _work(stage, config, body, registry=registry, group=group)
-            return done or 0
+        RunMetrics(config, stage=stage, registry=registry)
+        with _serving(config, registry, position) as joined:
+            code, worked = 0, False
+            try:
+                with join(position, config.ranks, device=getattr(config, stage).device) as group:
+                    joined.set()
+                    done = _begin(stage, config, forget, force=options.force, group=group)
+                    if done is None:
+                        worked = True
+                        # Metrics of the other ranks would be counted twice.
+                        shown = registry if group.is_first else CollectorRegistry()
+                        _work(stage, config, lambda: body(config, new_metrics(shown), group))
+                    code = done or 0
+            except FairleadError as error:
+                code = _report(error)
+            if worked and position.rank == 0 and code in _FINAL_CODES:
+                _linger(config.observe.linger_seconds)
+            return code
     except FairleadError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return exit_code(error)
+        return _report(error)
 
 
 def _begin(
@@ -121,7 +135,25 @@ def _begin(
     return agreed
 
 
-def _work(stage: str, config: RunConfig, body: Body, *, registry: CollectorRegistry, group: Group) -> None:
+def _report(error: FairleadError) -> int:
+    """Write an error as the last line of the log; return its exit code."""
+    sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    sys.stderr.flush()
+    return exit_code(error)
+
+
+def _linger(seconds: float) -> None:
+    """Keep serving metrics, so that the end of the stage is scraped; a signal ends that early."""
+    if not seconds:
+        return
+    scraped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: scraped.set())
+    logger.info("done; metrics are served for another %g s (observe.linger_seconds)", seconds)
+    scraped.wait(seconds)
+
+
+def _work(stage: str, config: RunConfig, body: Callable[[], None]) -> None:
     """Run the body, with the watchdog of this process."""
     # Other stages have phases as long as the stage itself.
     stop_watching = watchdog.PROCESS.start(
@@ -129,9 +161,7 @@ def _work(stage: str, config: RunConfig, body: Body, *, registry: CollectorRegis
     )
     try:
         with memory.explained_memory_errors(stage, getattr(config, stage)), durable.explained_disk_errors():
-            ProcessMetrics(registry)
-            # Metrics of the other ranks would be counted twice.
-            body(config, TrainerMetrics(registry if group.is_first else CollectorRegistry()), group)
+            body()
     finally:
         stop_watching()
 

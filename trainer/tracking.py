@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from fairlead import watchdog
 from fairlead.config import RunFolder
-from fairlead.metrics import TrainerMetrics
+from fairlead.metrics import ProgressMetrics
 from trainer import durable
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Tracker:
         first_step: int = 0,
         incarnation: int = 0,
         tensorboard: bool = True,
-        metrics: TrainerMetrics | None = None,
+        metrics: ProgressMetrics | None = None,
     ) -> None:
         """Start tracking; metrics that an interrupted run wrote for steps after `first_step` are dropped."""
         self._stage = stage
@@ -62,6 +62,8 @@ class Tracker:
         self._writer = _summary_writer(folder, stage, first_step) if tensorboard else None
         self._waits = contextlib.ExitStack()
         self._wait: watchdog.Wait | None = None
+        if metrics is not None:
+            metrics.set_progress(first_step, total)
         self.phase("start")
 
     @property
@@ -127,14 +129,16 @@ class Tracker:
             for name, value in figures.items():
                 self._writer.add_scalar(f"{self._stage}/{name}", value, step)
         if self._metrics is not None:
-            for name, value in figures.items():
-                self._metrics.statistic.labels(name=name).set(value)
+            self._metrics.set_statistics(figures)
+            self._metrics.set_progress(step, self._total)
         self._write_progress(force=False)
 
     def close(self) -> None:
         """End the current phase and flush."""
         self._waits.close()
         self._close_phase(time.time())
+        if self._metrics is not None:
+            self._metrics.set_phase("")
         self._write_progress(force=True)
         if self._writer is not None:
             self._writer.close()

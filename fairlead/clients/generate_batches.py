@@ -92,6 +92,9 @@ class _Batch:
 class GenerateBatches:
     """The Generate method of one replica's stub; requests that begin together share a call."""
 
+    path = "/fairlead.v1.PolicyService/Generate"
+    """The method that a request counts as in metrics."""
+
     def __init__(self, stub: pb_grpc.PolicyServiceAsyncStub, *, on_missing: Callable[[], None]) -> None:
         """
         Args:

@@ -41,6 +41,11 @@ class RunFolder:
         return self.root / "supervisor.json"
 
     @property
+    def targets(self) -> Path:
+        """Where Prometheus finds the processes that are alive, in its format for files of targets."""
+        return self.root / "targets.json"
+
+    @property
     def lock(self) -> Path:
         """Lock file of the run's only supervisor; contains its process id."""
         return self.root / "supervisor.lock"

@@ -168,6 +168,10 @@ class ObserveSection(Section):
     `queue.give_up_seconds` instead."""
     metrics_tls: bool = False
     """Serve /metrics and /readyz over TLS as configured in `[tls]`."""
+    linger_seconds: float = Field(default=0.0, ge=0, le=3_600)
+    """Time for which a stage that has ended, and then the supervisor of a run on one machine, still serve
+    their metrics, so that Prometheus sees the end: at least two scrape intervals. On a cluster it is 35; a
+    signal ends it early."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
     rollout_samples: int = Field(default=32, ge=0, le=100_000)

@@ -21,6 +21,8 @@ _FIRST_PORT = 20_000
 _LAST_PORT = 32_000
 
 LOOPBACK = "127.0.0.1"
+SUPERVISOR = "supervisor"
+"""Name of the supervisor among the processes with metrics."""
 
 
 def split_address(address: str, *, field: str) -> tuple[str, int]:
@@ -190,9 +192,18 @@ def allocate(config: RunConfig) -> Addresses:
     if config.weights.transport == "grpc":
         weights = _service("weights", config.weights, ports, replicas=1)
     names += [f"weights-{index}" for index in range(len(weights.binds))]
-    metrics = _metrics(config, ["trainer", *names], ports)
+    metrics = _metrics(config, ["trainer", *names, SUPERVISOR], ports)
     redis_port = 0 if config.queue.redis_url else ports.free("valkey")
     return Addresses(services, weights, gateway, feedback, metrics, redis_port)
+
+
+def allocate_stage(config: RunConfig, process: str) -> dict[str, int]:
+    """Return the metrics port of the only process of a stage, and that of the supervisor.
+
+    Raises:
+        ConfigError: if a port is in use.
+    """
+    return _metrics(config, [process, SUPERVISOR], Ports())
 
 
 def _service(

@@ -86,8 +86,17 @@ def ppo_plan(
     return [*queues, trainer, *services, *workers, *gateways, *feedback]
 
 
-def stage_plan(config: RunConfig, stage: str, *, config_file: Path, force: bool = False) -> list[ProcessSpec]:
+def stage_plan(
+    config: RunConfig, stage: str, *, config_file: Path, force: bool = False, metrics_port: int = 0
+) -> list[ProcessSpec]:
     """Return the only process of a stage without services, as a list.
+
+    Args:
+        config: the configuration of the run.
+        stage: `sft`, `reward_model` or `preference`.
+        config_file: the file that the process reads.
+        force: repeat a finished stage.
+        metrics_port: port of its metrics; 0: as configured, -1: none.
 
     Raises:
         ConfigError: if the run needs several machines, or its ranks cannot divide layers as configured.
@@ -96,11 +105,18 @@ def stage_plan(config: RunConfig, stage: str, *, config_file: Path, force: bool 
         ProcessSpec(
             name=STAGE_PROCESSES[stage],
             command=_trainer(config, stage, config_file, force=force),
+            environment={"FAIRLEAD_OBSERVE__METRICS_PORT": str(metrics_port)} if metrics_port else {},
+            metrics=metrics_address(config, metrics_port),
             is_main=True,
             restarts=False,
             loads_models=config.ranks.per_node == 1,
         )
     ]
+
+
+def metrics_address(config: RunConfig, port: int) -> str:
+    """Return `host:port` at which this machine reaches metrics; empty without a port."""
+    return join_address(reachable_host(config.observe.metrics_host), port) if port > 0 else ""
 
 
 def base_environment(config: RunConfig, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -249,8 +265,7 @@ class _Processes:
         return HttpHealth(host, port, path, self.config.metrics_tls)
 
     def _metrics(self, process: str) -> str:
-        port = self.addresses.metrics[process]
-        return join_address(reachable_host(self.config.observe.metrics_host), port) if port > 0 else ""
+        return metrics_address(self.config, self.addresses.metrics[process])
 
 
 def _trainer(config: RunConfig, stage: str, file: Path, *, force: bool) -> tuple[str, ...]:

@@ -106,6 +106,8 @@ class ChildProcess:
         """Monotonic time at which the current child became ready."""
         self.started_at = 0.0
         """Monotonic time of the last start."""
+        self.killed_for = ""
+        """Why the supervisor killed the current child: `hung` or `not_ready`; empty if it did not."""
         self._environment = {**environment, **spec.environment}
         self._standby = standby if spec.loads_models else None
         self._child: asyncio.subprocess.Process | StandbyChild | None = None
@@ -134,6 +136,7 @@ class ChildProcess:
         self.starts += 1
         self.started_at = time.monotonic()
         self.ready_at = None
+        self.killed_for = ""
         self.state = State.STARTING
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:

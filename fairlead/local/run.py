@@ -10,21 +10,31 @@ import contextlib
 import json
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from fairlead import inputs, log
 from fairlead.config import RunConfig
 from fairlead.config.saving import save
-from fairlead.local.addresses import MODEL_SERVICES, allocate
-from fairlead.local.plan import QUEUE_RANK, base_environment, ppo_plan, stage_plan
+from fairlead.local.addresses import MODEL_SERVICES, SUPERVISOR, allocate, allocate_stage
+from fairlead.local.plan import (
+    QUEUE_RANK,
+    STAGE_PROCESSES,
+    base_environment,
+    metrics_address,
+    ppo_plan,
+    stage_plan,
+)
 from fairlead.local.process import ProcessSpec
 from fairlead.local.restart_policy import EXIT_GUARDED, RunOutcome
 from fairlead.local.run_files import MARK, RunLock
 from fairlead.local.standby import Standby
-from fairlead.local.supervisor import Supervisor
+from fairlead.local.supervisor import Observed, Supervisor
 from fairlead.local.view import View, leave_closed_terminal
+from fairlead.metrics import RunMetrics, SupervisorMetrics
+from fairlead.metrics import page as metrics_page
 from fairlead.planning.machine import visible_gpus
 from fairlead.planning.refusals import check_stage
 from fairlead.transports.rollouts.run_claim import check_name
@@ -73,8 +83,9 @@ def run_stage(
         save(config, folder.config)
         # The progress of an earlier stage must not be shown as the progress of this one.
         folder.progress.unlink(missing_ok=True)
-        specs, environment = processes(config, stage, force=force)
+        specs, environment, port = processes(config, stage, force=force)
         check_stage(config, stage, services=_services(specs))
+        observed, stop_metrics = _observed(config, stage, specs, port)
         supervisor = Supervisor(
             specs,
             local=config.local,
@@ -83,8 +94,29 @@ def run_stage(
             stage=stage,
             finished=lambda: is_finished(config, stage),
             standby=standby,
+            observed=observed,
         )
-        return asyncio.run(_supervise(config, stage, supervisor, console=console))
+        try:
+            return asyncio.run(_supervise(config, stage, supervisor, console=console))
+        finally:
+            stop_metrics()
+
+
+def _observed(
+    config: RunConfig, stage: str, specs: Sequence[ProcessSpec], port: int
+) -> tuple[Observed, Callable[[], None]]:
+    """Serve the metrics of the supervisor; return them, and a function that ends that."""
+    registry = CollectorRegistry()
+    found = SupervisorMetrics([spec.name for spec in specs], registry)
+    RunMetrics(config, stage=stage, registry=registry)
+    _, stop = metrics_page.serve(
+        config.observe.model_copy(update={"metrics_port": port}),
+        tls=config.tls,
+        ready=lambda: found.all_ready,
+        registry=registry,
+    )
+    scheme = "https" if config.observe.metrics_tls else "http"
+    return Observed(found, metrics_address(config, port), config.name, scheme), stop
 
 
 def prepare(config: RunConfig, stage: str, standby: Standby) -> None:
@@ -134,8 +166,9 @@ def stopped_by_guard(config: RunConfig) -> str:
 
 def processes(
     config: RunConfig, stage: str, *, force: bool = False
-) -> tuple[list[ProcessSpec], dict[str, str]]:
-    """Return the processes of a stage and the environment of all of them; allocates their ports.
+) -> tuple[list[ProcessSpec], dict[str, str], int]:
+    """Return the processes of a stage, the environment of all of them, and the port of the supervisor's
+    metrics; allocates their ports.
 
     Raises:
         ConfigError: as in `allocate`.
@@ -143,7 +176,10 @@ def processes(
     environment = base_environment(config)
     file = config.folder.config.absolute()
     if stage != "ppo":
-        return stage_plan(config, stage, config_file=file, force=force), environment
+        name = STAGE_PROCESSES[stage]
+        ports = allocate_stage(config, name)
+        specs = stage_plan(config, stage, config_file=file, force=force, metrics_port=ports[name])
+        return specs, environment, ports[SUPERVISOR]
     addresses = allocate(config)
     queue = None
     if not config.queue.redis_url:
@@ -152,7 +188,7 @@ def processes(
     specs = ppo_plan(
         config, addresses, config_file=file, queue=queue, gpus=visible_gpus(environment), force=force
     )
-    return specs, environment
+    return specs, environment, addresses.metrics[SUPERVISOR]
 
 
 async def _supervise(
@@ -170,6 +206,7 @@ async def _supervise(
     logger.info("%s: starting %s", title, ", ".join(process.name for process in supervisor.processes))
     try:
         outcome = await supervisor.run()
+        await supervisor.linger(config.observe.linger_seconds)
     finally:
         showing.cancel()
         await asyncio.gather(showing, return_exceptions=True)

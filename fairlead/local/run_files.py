@@ -1,8 +1,8 @@
 """The small files of a run's folder through which its processes and observers learn about each other.
 
-The supervisor holds `supervisor.lock` and writes `processes.json` (pids) and `supervisor.json` (the state of
-every process, and how the run ended). The stage that runs writes `progress.json`. The supervisor, the live
-view and `fairlead status` read them.
+The supervisor holds `supervisor.lock` and writes `processes.json` (pids), `supervisor.json` (the state of
+every process, and how the run ended) and `targets.json` (where metrics are). The stage that runs writes
+`progress.json`. The supervisor, the live view and `fairlead status` read them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -174,6 +175,8 @@ class SupervisorRecord:
     """In the order of the plan."""
     outcome: RunOutcome | None
     """How the run ended, once that is decided."""
+    metrics: str = ""
+    """`host:port` of the supervisor's own metrics; empty if it serves none."""
 
 
 def write_record(
@@ -183,8 +186,9 @@ def write_record(
     stage: str,
     started: float,
     outcome: RunOutcome | None,
+    metrics: str = "",
 ) -> None:
-    """Replace `supervisor.json` in one step."""
+    """Replace `supervisor.json` in one step; `metrics` is the address of the supervisor's own."""
     # Processes record times on the monotonic clock.
     offset = time.time() - time.monotonic()
     entry = {
@@ -193,10 +197,36 @@ def write_record(
         "pid_created": psutil.Process().create_time(),
         "started": started,
         "written": time.time(),
+        "metrics": metrics,
         "processes": [_entry(process, offset) for process in processes],
         "outcome": {"code": outcome.code, "message": outcome.message} if outcome else None,
     }
     replace_text(path, json.dumps(entry, indent=1) + "\n")
+
+
+def write_targets(path: Path, addresses: Mapping[str, str], *, run: str, scheme: str = "http") -> None:
+    """Replace `targets.json`, which Prometheus reads as `file_sd_configs`, in one step.
+
+    Args:
+        path: the file.
+        addresses: `host:port` of the metrics of each process; processes without are left out.
+        run: name of the run, a label of every target.
+        scheme: `http` or `https`.
+    """
+    entries = [
+        {
+            "targets": [address],
+            "labels": {
+                "run": run,
+                "process": process,
+                "service": re.sub(r"-\d+$", "", process),
+                **({"__scheme__": scheme} if scheme != "http" else {}),
+            },
+        }
+        for process, address in addresses.items()
+        if address
+    ]
+    replace_text(path, json.dumps(entries, indent=1) + "\n")
 
 
 def read_record(path: Path) -> SupervisorRecord | None:
@@ -209,6 +239,7 @@ def read_record(path: Path) -> SupervisorRecord | None:
             alive=_is_alive(int(entry["pid"]), float(entry["pid_created"])),
             started=float(entry["started"]),
             written=float(entry["written"]),
+            metrics=str(entry.get("metrics", "")),
             processes=tuple(ProcessRecord(**process) for process in entry["processes"]),
             outcome=RunOutcome(int(outcome["code"]), str(outcome["message"])) if outcome else None,
         )

@@ -9,20 +9,39 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
 
 from fairlead.config import RunFolder
 from fairlead.config.infrastructure import LocalSection
+from fairlead.local.addresses import SUPERVISOR
 from fairlead.local.probes import Probe
 from fairlead.local.process import ChildProcess, ProcessSpec, State, describe_exit
 from fairlead.local.restart_policy import RunOutcome, after_exit, last_line_note
-from fairlead.local.run_files import MARK, end_stale, write_pids, write_record
+from fairlead.local.run_files import MARK, end_stale, write_pids, write_record, write_targets
 from fairlead.local.standby import Standby
+from fairlead.metrics import SupervisorMetrics
 
 logger = logging.getLogger(__name__)
 
 _READINESS_PROBE_SECONDS = 0.1
 _LIVENESS_PROBE_SECONDS = 1.0
 _LONGEST_COUNTED_PROBE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The metrics of a supervisor, and where they are."""
+
+    metrics: SupervisorMetrics
+    """Restarts, states and the outcome."""
+    address: str = ""
+    """`host:port` at which they are served; empty if they are not."""
+    run: str = ""
+    """Name of the run, the label of its targets."""
+    scheme: str = "http"
+    """`https` if the processes serve their metrics over TLS."""
 
 
 class Supervisor:
@@ -38,6 +57,7 @@ class Supervisor:
         stage: str = "",
         finished: Callable[[], bool] = lambda: True,
         standby: Standby | None = None,
+        observed: Observed | None = None,
     ) -> None:
         """Prepare the processes; nothing starts yet.
 
@@ -50,7 +70,9 @@ class Supervisor:
             finished: whether the run's work is done; called when the main process has exited with 0, which
                 also happens when someone else sent it SIGTERM: then it is restarted.
             standby: processes that may run those that load models.
+            observed: the metrics of the supervisor, and where they are served.
         """
+        self._observed = observed or Observed(SupervisorMetrics(registry=CollectorRegistry()))
         self._local = local
         self._folder = folder
         self._finished = finished
@@ -76,6 +98,7 @@ class Supervisor:
         """End the run with an outcome. A second call kills every process instead of draining it."""
         if self._outcome is None:
             self._outcome = outcome
+            self._observed.metrics.set_outcome(outcome.code)
             self._ending.set()
         else:
             self._forced.set()
@@ -107,6 +130,22 @@ class Supervisor:
         if self._outcome is None:
             self.stop(outcome)
 
+    async def linger(self, seconds: float) -> None:
+        """Wait after the end, so that the outcome is scraped, then remove the targets; `stop` ends it early.
+
+        Args:
+            seconds: how long; 0 for not at all.
+        """
+        try:
+            if seconds and self._observed.address:
+                logger.info("metrics are served for another %g s (observe.linger_seconds)", seconds)
+                async with asyncio.timeout(seconds):
+                    await self._forced.wait()
+        except TimeoutError:
+            pass
+        finally:
+            write_targets(self._folder.targets, {}, run=self._observed.run)
+
     async def _keep_alive(self, process: ChildProcess) -> None:
         """Start a process, wait for its end, and repeat until the run ends."""
         while not self.draining:
@@ -128,6 +167,8 @@ class Supervisor:
             if isinstance(decision, RunOutcome):
                 self._end(decision)
                 return
+            reason = process.killed_for or ("exit" if code >= 0 else "signal")
+            self._observed.metrics.restarts.labels(process=process.name, reason=reason).inc()
             process.state = State.BACKOFF
             self._write_files()
             logger.warning(
@@ -166,6 +207,7 @@ class Supervisor:
                 # The supervisor itself may have been suspended; such a time counts only in part.
                 silent_seconds += min(time.monotonic() - began, _LONGEST_COUNTED_PROBE_SECONDS)
         logger.warning("%s has not answered for %.0f s; killing it", process.name, silent_seconds)
+        process.killed_for = "hung"
         process.kill()
 
     async def _watch_readiness(self, process: ChildProcess) -> None:
@@ -199,6 +241,7 @@ class Supervisor:
         if process.was_ready:
             # It was ready before, so a start that hangs counts as one more failure.
             logger.warning("%s", message)
+            process.killed_for = "not_ready"
             process.kill()
         else:
             self._end(RunOutcome(1, message))
@@ -231,4 +274,20 @@ class Supervisor:
             stage=self._stage,
             started=self._started,
             outcome=self._outcome,
+            metrics=self._observed.address,
+        )
+        for process in self.processes:
+            self._observed.metrics.set_state(process.name, process.state.value)
+        self._write_targets()
+
+    def _write_targets(self) -> None:
+        """Write where the metrics of the processes that are alive are served."""
+        targets = {
+            process.name: process.spec.metrics for process in self.processes if process.pid is not None
+        }
+        write_targets(
+            self._folder.targets,
+            targets | {SUPERVISOR: self._observed.address},
+            run=self._observed.run,
+            scheme=self._observed.scheme,
         )

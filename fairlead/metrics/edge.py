@@ -1,28 +1,14 @@
-"""Metrics of every process, of servers and their access control, and of the gateway."""
+"""Metrics of gRPC servers and of their access control."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable, Collection, Mapping
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
-from fairlead import watchdog
-from fairlead.metrics.buckets import SECONDS
-
-
-class ProcessMetrics:
-    """Every process."""
-
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.waiting_seconds = Gauge(
-            "fairlead_process_waiting_seconds",
-            "Age of the longest wait of each kind: " + ", ".join(watchdog.KINDS) + "; 0 if there is none.",
-            ["what"],
-            registry=registry,
-        )
-        for kind in watchdog.KINDS:
-            # Read from the watchdog at every scrape.
-            self.waiting_seconds.labels(what=kind).set_function(partial(watchdog.PROCESS.seconds, kind))
+from fairlead.metrics.buckets import LONG_SECONDS
+from fairlead.metrics.series import ReadMetric, make_series
+from fairlead.rpc.call_counts import COMMON_CODES
 
 
 class ServerMetrics:
@@ -57,20 +43,71 @@ class ServerMetrics:
             "grpc_server_handling_seconds",
             "Time from start to completion of an RPC.",
             ["grpc_service", "grpc_method"],
-            buckets=SECONDS,
+            buckets=LONG_SECONDS,
             registry=registry,
         )
+
+    def add_service(self, service: str, methods: Collection[str]) -> None:
+        """Begin the counts of a service at 0.
+
+        Args:
+            service: full name, such as `fairlead.v1.PolicyService`.
+            methods: names of its methods.
+        """
+        known = {"grpc_service": (service,), "grpc_method": methods}
+        for metric in (self.started, self.received, self.sent, self.seconds):
+            make_series(metric, **known)
+        make_series(self.handled, **known, grpc_code=COMMON_CODES)
+
+
+REFUSALS = (
+    "missing",
+    "wrong",
+    "revoked",
+    "expired",
+    "scope",
+    "requests",
+    "tokens",
+    "quota",
+    "request_tokens",
+    "in_flight",
+)
+"""Why a request is refused at the edge."""
+_OF_KEYS = REFUSALS[2:]
+"""Refusals of a known key; the others have no key."""
+MAX_KEYS = 200
+"""Keys with series of their own, the first of the file; the others share the label `other`."""
+OTHER_KEY = "other"
 
 
 class AccessMetrics:
     """Access control at the edge of every service: API keys, rates and quotas."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._keys: dict[str, None] = {}
+        self._quotas: Callable[[], Mapping[str, tuple[int, int]]] = dict
         self.refusals = Counter(
             "fairlead_access_refusals_total",
             "Requests refused, by reason: missing, wrong, revoked, expired, scope, requests, tokens, quota, "
-            "request_tokens, in_flight.",
-            ["reason"],
+            "request_tokens, in_flight; and by the id of the key: `other` after the first 200 of the file, "
+            "empty for callers without a known key.",
+            ["reason", "key"],
+            registry=registry,
+        )
+        make_series(self.refusals, reason=REFUSALS, key=("",))
+        self.tokens = Counter(
+            "fairlead_access_tokens_total",
+            "Tokens of requests that were accepted, by the id of the key.",
+            ["key"],
+            registry=registry,
+        )
+        make_series(self.tokens, key=("",))
+        self.quota_tokens = ReadMetric(
+            "fairlead_access_quota_tokens",
+            "Tokens of today (UTC) of each key with a daily quota, by kind: used, limit. With Redis, used is "
+            "what it reported last to this replica.",
+            ["key", "kind"],
+            self._read_quotas,
             registry=registry,
         )
         self.key_file_failures = Counter(
@@ -84,56 +121,37 @@ class AccessMetrics:
             registry=registry,
         )
 
+    def set_keys(self, keys: Collection[str]) -> None:
+        """Begin the counts of the keys of the file at 0. Earlier keys keep theirs."""
+        for key in keys:
+            if len(self._keys) >= MAX_KEYS:
+                break
+            self._keys.setdefault(key)
+        labels = [*self._keys, *([OTHER_KEY] if len(keys) > len(self._keys) else [])]
+        make_series(self.refusals, reason=_OF_KEYS, key=labels)
+        make_series(self.tokens, key=labels)
 
-class TlsMetrics:
-    """The certificate of a server."""
+    def label(self, key: str) -> str:
+        """Return the label of a key id: itself, `other`, or empty for none."""
+        return key if not key or key in self._keys else OTHER_KEY
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.failures = Counter(
-            "fairlead_tls_reload_failures_total",
-            "Changes of TLS files that could not be loaded; the previous ones stayed in use.",
-            registry=registry,
-        )
+    def refuse(self, reason: str, key: str = "") -> None:
+        """Count a refused request."""
+        self.refusals.labels(reason=reason, key=self.label(key)).inc()
 
+    def count_tokens(self, tokens: int, key: str = "") -> None:
+        """Count tokens of a request; a refund is not counted, as a counter only grows."""
+        if tokens > 0:
+            self.tokens.labels(key=self.label(key)).inc(tokens)
 
-class GatewayMetrics:
-    """The HTTP gateway."""
+    def set_quotas(self, quotas: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
+        """Set where tokens used and limit of each key are read, by its id."""
+        self._quotas = quotas
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.requests = Counter(
-            "fairlead_gateway_requests_total",
-            "Requests by dialect (fairlead, openrlhf, vllm, sglang, open_inference, openai, other) and HTTP "
-            "status; 499: the caller disconnected.",
-            ["dialect", "status"],
-            registry=registry,
-        )
-        self.seconds = Histogram(
-            "fairlead_gateway_request_seconds",
-            "Time from the headers of a request to the end of its response.",
-            ["dialect"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.in_flight = Gauge(
-            "fairlead_gateway_in_flight_requests", "Requests being answered.", registry=registry
-        )
-
-
-class CollectMetrics:
-    """Exchanges that a gateway sends to the feedback service."""
-
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.sent = Counter(
-            "fairlead_gateway_exchanges_sent_total",
-            "Exchanges that the feedback service has taken.",
-            registry=registry,
-        )
-        self.dropped = Counter(
-            "fairlead_gateway_exchanges_dropped_total",
-            "Exchanges that were not sent, by reason: queue_full, too_large, refused, stopped.",
-            ["reason"],
-            registry=registry,
-        )
-        self.waiting = Gauge(
-            "fairlead_gateway_exchanges_waiting", "Exchanges that wait to be sent.", registry=registry
-        )
+    def _read_quotas(self) -> dict[tuple[str, ...], float]:
+        found: dict[tuple[str, ...], float] = {}
+        for key, numbers in self._quotas().items():
+            for kind, value in zip(("used", "limit"), numbers, strict=True):
+                labels = (self.label(key), kind)
+                found[labels] = found.get(labels, 0.0) + value
+        return found

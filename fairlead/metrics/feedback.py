@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from fairlead.metrics.buckets import SECONDS
+from fairlead.metrics.series import make_series
+
+SKIPS = ("unclear", "not_my_field", "harmful", "personal_data", "broken", "other")
+"""Why labelers skip a task."""
+_EXCHANGES = ("kept", "not_drawn", "duplicate", "near_duplicate", "over_user", "over_key", "failed")
 
 
 class FeedbackMetrics:
@@ -17,6 +24,7 @@ class FeedbackMetrics:
             ["route", "status"],
             registry=registry,
         )
+        make_series(self.requests, route=("other",), status=("404",))
         self.seconds = Histogram(
             "fairlead_feedback_request_seconds",
             "Time from the headers of a request to the end of its response.",
@@ -24,6 +32,7 @@ class FeedbackMetrics:
             buckets=SECONDS,
             registry=registry,
         )
+        make_series(self.seconds, route=("other",))
         self.in_flight = Gauge(
             "fairlead_feedback_in_flight_requests", "Requests being answered.", registry=registry
         )
@@ -33,6 +42,7 @@ class FeedbackMetrics:
             ["kind"],
             registry=registry,
         )
+        make_series(self.judgments, kind=("ranking", "text"))
         self.late = Counter(
             "fairlead_feedback_late_total",
             "Judgments that came after their place had been given to somebody else.",
@@ -44,6 +54,7 @@ class FeedbackMetrics:
             ["reason"],
             registry=registry,
         )
+        make_series(self.skips, reason=SKIPS)
         self.hand_in_seconds = Histogram(
             "fairlead_feedback_hand_in_seconds",
             "Time in the store of a judgment that is handed in.",
@@ -56,6 +67,7 @@ class FeedbackMetrics:
             ["state"],
             registry=registry,
         )
+        make_series(self.tasks, state=("open", "closed", "withdrawn"))
         self.leases_open = Gauge(
             "fairlead_feedback_leases_open", "Tasks in work, of all projects.", registry=registry
         )
@@ -71,6 +83,7 @@ class FeedbackMetrics:
             ["result"],
             registry=registry,
         )
+        make_series(self.exchanges, result=_EXCHANGES)
         self.snapshots = Counter(
             "fairlead_feedback_snapshots_total", "Snapshots that were asked for.", registry=registry
         )
@@ -86,3 +99,13 @@ class FeedbackMetrics:
             buckets=SECONDS,
             registry=registry,
         )
+
+    def add_routes(self, routes: Collection[str]) -> None:
+        """Begin the counts of the service's routes at 0."""
+        make_series(self.requests, route=routes, status=("200",))
+        make_series(self.seconds, route=routes)
+
+    def record(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that has ended."""
+        self.requests.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)

@@ -1,6 +1,6 @@
 """The HTTP endpoint of a process for Prometheus, probes and people: /metrics, /healthz, /readyz, /waiting.
 
-Plain text, or TLS if configured. Knows nothing about metrics.
+Plain text, or TLS if configured. It adds the metrics that every process has.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
 from fairlead import watchdog
 from fairlead.config.infrastructure import ObserveSection
 from fairlead.errors import ConfigError
+from fairlead.metrics.process import ClientMetrics, ProcessMetrics
 from fairlead.rpc.tls import Certificates, TlsFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from wsgiref.types import StartResponse, WSGIEnvironment
+
+
+_TEXT = "text/plain; charset=utf-8"
 
 
 class _QuietHandler(WSGIRequestHandler):
@@ -68,7 +72,7 @@ def serve(
         observe: host and port; port 0 for any free one, -1 to serve nothing.
         ready: called at every `/readyz`.
         tls: certificates of the process, used with `observe.metrics_tls`.
-        registry: the metrics.
+        registry: the metrics; those of `ProcessMetrics` and `ClientMetrics` are added.
 
     Returns:
         The port, or -1 if nothing is served, and a function that stops the endpoint.
@@ -76,6 +80,8 @@ def serve(
     Raises:
         ConfigError: if the port is in use, or TLS is configured without a certificate.
     """
+    ProcessMetrics(registry, ready=ready)
+    ClientMetrics(registry)
     if observe.metrics_port < 0:
         return -1, lambda: None
     context = None
@@ -107,20 +113,28 @@ def _app(
 ) -> Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]:
     metrics_app = make_wsgi_app(registry)
 
-    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
+    def answer(status: str, kind: str, body: bytes) -> tuple[str, list[tuple[str, str]], bytes]:
+        return status, [("Content-Type", kind), ("Content-Length", str(len(body)))], body
+
+    def page(path: str) -> tuple[str, list[tuple[str, str]], bytes]:
         if path in ("/healthz", "/readyz"):
             healthy = path == "/healthz" or ready()
             status = "200 OK" if healthy else "503 Service Unavailable"
-            start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-            return [b"ok\n" if healthy else b"not ready\n"]
+            return answer(status, _TEXT, b"ok\n" if healthy else b"not ready\n")
         if path == "/waiting":
-            start_response("200 OK", [("Content-Type", "application/json")])
-            return [watchdog.PROCESS.to_json().encode()]
-        if path in ("/", "/metrics"):
-            return metrics_app(environ, start_response)  # type: ignore[no-any-return]
+            return answer("200 OK", "application/json", watchdog.PROCESS.to_json().encode())
         # A misspelt path of a probe must not look healthy.
-        start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-        return [b"not found: /metrics, /healthz, /readyz, /waiting\n"]
+        return answer("404 Not Found", _TEXT, b"not found: /metrics, /healthz, /readyz, /waiting\n")
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        is_head = environ.get("REQUEST_METHOD") == "HEAD"
+        if path in ("/", "/metrics"):
+            # The library answers HEAD with 405.
+            found = metrics_app({**environ, "REQUEST_METHOD": "GET"} if is_head else environ, start_response)
+            return [] if is_head else found
+        status, headers, body = page(path)
+        start_response(status, headers)
+        return [] if is_head else [body]
 
     return app

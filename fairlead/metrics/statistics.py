@@ -19,7 +19,7 @@ class Statistic:
     """One statistic, or a family of them."""
 
     name: str
-    """Its key; `<…>` at its end stands for any text, as in `term_<name>`."""
+    """Its key; `<…>` at its end is any text, as in `term_<name>`."""
     title: str
     """A heading, without the unit: `Reward`."""
     unit: str
@@ -658,6 +658,9 @@ STATISTICS: tuple[Statistic, ...] = (
     ),
 )
 """Every statistic, in the order in which a reader needs them."""
+
+SIGNALS = tuple(statistic.signal for statistic in STATISTICS if statistic.name == f"guard_{statistic.signal}")
+"""The signals of the guard against reward hacking."""
 
 _BY_NAME = {statistic.name: statistic for statistic in STATISTICS}
 _HELDOUT = "heldout_"

@@ -41,8 +41,15 @@ class Hedging:
             return None
         return max(_MIN_SECONDS, self._factor * self._mean)
 
-    async def first_of(self, first: Awaitable[_T], another: Callable[[], Awaitable[_T] | None]) -> _T:
-        """Return the first successful result; `another` starts a second call when `first` is late.
+    async def first_of(
+        self,
+        first: Awaitable[_T],
+        another: Callable[[], Awaitable[_T] | None],
+        *,
+        on_won: Callable[[], None] = lambda: None,
+    ) -> _T:
+        """Return the first successful result; `another` starts a second call when `first` is late, and
+        `on_won` is called if that one is first.
 
         Raises:
             Exception: the last error, if both calls fail.
@@ -62,6 +69,8 @@ class Hedging:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 good = next((one for one in done if not one.exception()), None)
                 if good is not None or not pending:
+                    if good is not None and good is not calls[0]:
+                        on_won()
                     return (good or done.pop()).result()
         finally:
             running = [one for one in calls if one.cancel()]

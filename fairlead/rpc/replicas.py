@@ -17,13 +17,14 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 from grpc import aio
 
 from fairlead.errors import ConfigError, InvalidInput, ReplicaLost
 from fairlead.rpc import forks
+from fairlead.rpc.call_counts import CALLS
 from fairlead.rpc.credentials import Credentials, Metadata
 from fairlead.rpc.hedging import Hedging
 from fairlead.rpc.retry import Attempts, RetryBudget, RetryPolicy
@@ -82,6 +83,24 @@ def _options(health: str) -> list[tuple[str, int | str]]:
     return [("grpc.service_config", json.dumps(config)), *_OPTIONS]
 
 
+class _Methods:
+    """A channel that remembers the path of each method that a stub creates on it."""
+
+    def __init__(self, channel: aio.Channel) -> None:
+        self._channel = channel
+        self.paths: dict[int, str] = {}
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - unary_unary and its siblings differ in type
+        create = getattr(self._channel, name)
+
+        def creating(path: str, *arguments: object, **options: object) -> object:
+            method = create(path, *arguments, **options)
+            self.paths[id(method)] = path
+            return method
+
+        return creating
+
+
 class Replica(Generic[_Stub]):
     """One address, its channel and its stub."""
 
@@ -106,11 +125,17 @@ class Replica(Generic[_Stub]):
         self.balanced = "://" in address
         """Whether several servers may share the address; the retry delay of one is then not that of all."""
         self.channel = credentials.channel(target, _options(health))
-        self.stub = make_stub(self.channel)
+        methods = _Methods(self.channel)
+        self.stub = make_stub(methods)  # type: ignore[arg-type]
+        self.paths = methods.paths
         self.state = grpc.ChannelConnectivity.IDLE
         self.in_flight = 0
         self.hold_until = 0.0
         """It asked for no calls before this time (monotonic clock)."""
+
+    def path_of(self, method: object) -> str:
+        """Return the path of a method of the stub, `/service/method`, for metrics; empty if it is unknown."""
+        return self.paths.get(id(method)) or str(getattr(method, "path", ""))
 
     async def watch(self, changed: asyncio.Condition) -> None:
         """Keep the channel connected and `state` current, until cancelled."""
@@ -212,12 +237,18 @@ class Replicas(Generic[_Stub]):
         async def send(replica: Replica[_Stub]) -> _Response:
             began = time.monotonic()
             replica.in_flight += 1
+            called = method(replica.stub)
+            path = replica.path_of(called)
+            code = grpc.StatusCode.CANCELLED
             try:
-                response = await method(replica.stub)(
-                    request, timeout=attempts.timeout(), metadata=call_metadata
-                )
+                response = await called(request, timeout=attempts.timeout(), metadata=call_metadata)
+                code = grpc.StatusCode.OK
+            except aio.AioRpcError as error:
+                code = error.code()
+                raise
             finally:
                 replica.in_flight -= 1
+                CALLS.count_attempt(path, code.name)
             self._hedging.record(time.monotonic() - began)
             return response
 
@@ -226,7 +257,7 @@ class Replicas(Generic[_Stub]):
             reached = replica.state is grpc.ChannelConnectivity.READY
             try:
                 another = (lambda: None) if exclusive else partial(self._hedge, replica, send)
-                response = await self._hedging.first_of(send(replica), another)
+                response = await self._hedging.first_of(send(replica), another, on_won=self._count_won)
             except aio.AioRpcError as error:
                 suspect = has_started(error) if exclusive else fatal_to_replica
                 if suspect and reached and is_lost(error):
@@ -236,13 +267,19 @@ class Replicas(Generic[_Stub]):
                 self._budget.success()
                 return response
 
+    def _count_won(self) -> None:
+        CALLS.count_hedge(self._service, "won")
+
     def _hedge(
         self, late: Replica[_Stub], send: Callable[[Replica[_Stub]], Awaitable[_Response]]
     ) -> Awaitable[_Response] | None:
         """Send the call to the least busy other replica as well, if there is one and the budget allows it."""
         ready = [r for r in self._replicas if r.state is grpc.ChannelConnectivity.READY]
         others = [r for r in ready if r is not late and r.hold_until <= time.monotonic()]
-        return send(self._least_busy(others)) if others and self._budget.take() else None
+        if not others or not self._budget.take():
+            return None
+        CALLS.count_hedge(self._service, "sent")
+        return send(self._least_busy(others))
 
     def stream(
         self,
@@ -261,7 +298,9 @@ class Replicas(Generic[_Stub]):
         def begin(stub: _Stub, timeout: float) -> aio.UnaryStreamCall[_Request, _Response]:
             return method(stub)(request, timeout=timeout, metadata=self._credentials.call_metadata(metadata))
 
-        return self._over_streams(begin, _messages, self._attempts(timeout_seconds), resumes=False)
+        return self._over_streams(
+            begin, _messages, self._attempts(timeout_seconds), resumes=False, path=_path(method)
+        )
 
     def exchange(
         self,
@@ -284,7 +323,9 @@ class Replicas(Generic[_Stub]):
         def begin(stub: _Stub, timeout: float) -> aio.StreamStreamCall[_Request, _Response]:
             return method(stub)(timeout=timeout, metadata=self._credentials.metadata)
 
-        return self._over_streams(begin, communicate, self._attempts(timeout_seconds), resumes=True)
+        return self._over_streams(
+            begin, communicate, self._attempts(timeout_seconds), resumes=True, path=_path(method)
+        )
 
     async def _over_streams(
         self,
@@ -293,12 +334,14 @@ class Replicas(Generic[_Stub]):
         attempts: Attempts,
         *,
         resumes: bool,
+        path: Callable[[Replica[_Stub]], str],
     ) -> AsyncGenerator[_Outcome, None]:
         """Yield the outcomes of one stream after another; `resumes` retries even a stream that had begun."""
         begun = False
         while True:
             replica = await self._next(attempts)
             call = begin(replica.stub, attempts.timeout())
+            code = grpc.StatusCode.CANCELLED
             try:
                 replica.in_flight += 1
                 async with aclosing(communicate(call)) as outcomes:
@@ -307,15 +350,18 @@ class Replicas(Generic[_Stub]):
                         attempts.progressed()
                         yield outcome
             except aio.AioRpcError as error:
+                code = error.code()
                 if begun and not resumes:
                     raise attempts.error(replica.address, error) from error
                 await self._failed(replica, error, attempts)
             else:
+                code = grpc.StatusCode.OK
                 self._budget.success()
                 return
             finally:
                 call.cancel()
                 replica.in_flight -= 1
+                CALLS.count_attempt(path(replica), code.name)
 
     async def _next(self, attempts: Attempts) -> Replica[_Stub]:
         """Return the replica for the next attempt: connected, accepting calls, with the fewest calls in
@@ -378,11 +424,13 @@ class Replicas(Generic[_Stub]):
             Replica(address, self._credentials, self._make_stub, health=self._health)
             for address in self._addresses
         ]
+        CALLS.add_service(self._service, self._replicas[0].paths.values())
         self._watchers = [asyncio.ensure_future(replica.watch(self._changed)) for replica in self._replicas]
 
     async def _failed(self, replica: Replica[_Stub], error: aio.AioRpcError, attempts: Attempts) -> None:
         """Return when the next attempt may begin; raise if no attempt is left."""
         attempts.failed(replica.address, error)
+        CALLS.count_retry(self._service, error.code().name)
         pushback = pushback_seconds(error)
         if pushback is None:
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
@@ -404,6 +452,11 @@ class Replicas(Generic[_Stub]):
         self._turn += 1
         start = self._turn % len(replicas)
         return min(replicas[start:] + replicas[:start], key=lambda replica: replica.in_flight)
+
+
+def _path(method: Callable[[_Stub], object]) -> Callable[[Replica[_Stub]], str]:
+    """Return what returns the path of a method at a replica, for metrics."""
+    return lambda replica: replica.path_of(method(replica.stub))
 
 
 async def _messages(call: aio.UnaryStreamCall[_Request, _Response]) -> AsyncGenerator[_Response, None]:

@@ -14,6 +14,7 @@ from grpc import aio
 
 from fairlead.backoff import Backoff
 from fairlead.errors import DeadlineExceeded, FairleadError, Transient
+from fairlead.rpc.call_counts import CALLS
 from fairlead.rpc.status import error_from_status
 
 
@@ -125,9 +126,15 @@ class Attempts:
             not isinstance(self._last, Transient)
             or self._made >= self._policy.max_attempts
             or self._deadline <= time.monotonic()
-            or not self._budget.take()
+            or not self._take_from_budget()
         ):
             raise self._last from error
+
+    def _take_from_budget(self) -> bool:
+        taken = self._budget.take()
+        if not taken:
+            CALLS.count_exhausted(self._service)
+        return taken
 
     def progressed(self) -> None:
         """Start counting again: the current attempt has returned something."""

@@ -94,6 +94,7 @@ def make_app(
             setting="feedback.origin",
         ),
     )
+    service.metrics.add_routes(sorted({path for _, path in ROUTES}))
     return HttpEdge(app, service.section, http, access, access_log=access_log)
 
 

@@ -7,16 +7,19 @@ A backend decodes the samples: a thread with a transformers model (engine_thread
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from fairlead import metrics
 from fairlead.errors import Unavailable
 from fairlead.transports.weights.base import Adapter, Probe
 from fairlead.types import Completion, GenerationRequest, ModelInfo, PolicyInfo, WeightVersion
@@ -82,6 +85,7 @@ class EngineFront(ABC):
         limits: EngineLimits,
         stop_ids: frozenset[int],
         adapter: Adapter | None,
+        policy_metrics: metrics.PolicyMetrics,
     ) -> None:
         """
         Args:
@@ -91,6 +95,7 @@ class EngineFront(ABC):
             limits: limits and options.
             stop_ids: token ids that end every completion.
             adapter: the adapters that were added to the model; versions then hold adapters, too.
+            policy_metrics: of requests; the backend counts steps and tokens.
         """
         self._backend = backend
         self._tokenizer = tokenizer
@@ -98,6 +103,8 @@ class EngineFront(ABC):
         self._limits = limits
         self._stop_ids = stop_ids
         self._adapter = adapter
+        self._metrics = policy_metrics
+        policy_metrics.slots.set(limits.max_slots)
 
     @property
     def version(self) -> WeightVersion | None:
@@ -209,13 +216,28 @@ class EngineFront(ABC):
             )
             for index in range(request.num_samples)
         ]
-        return PendingRequest(
+        arrived = time.monotonic()
+        pending = PendingRequest(
             samples,
             min_version=request.min_version,
             deadline=deadline,
             exclusive=request.exclusive,
             on_start=on_start,
+            on_first_token=lambda: self._metrics.first_token_seconds.observe(time.monotonic() - arrived),
         )
+        self._metrics.prompt_tokens.inc(len(request.prompt_token_ids))
+        pending.future.add_done_callback(partial(self._count, len(samples)))
+        return pending
+
+    def _count(self, num_samples: int, future: Future[tuple[Completion, ...]]) -> None:
+        """Count the answers of a request that has ended by the reasons of their ends."""
+        if future.cancelled() or future.exception() is not None:
+            reason = "cancelled" if future.cancelled() else "failed"
+            self._metrics.finished.labels(reason=reason).inc(num_samples)
+            return
+        for completion in future.result():
+            if completion.finish_reason is not None:
+                self._metrics.finished.labels(reason=completion.finish_reason.value).inc()
 
     def _cancel_if_open(self, pending: PendingRequest) -> None:
         if not pending.closed:

@@ -28,6 +28,7 @@ class PendingRequest:
         deadline: float | None,
         exclusive: bool = False,
         on_start: Callable[[], None] | None = None,
+        on_first_token: Callable[[], None] | None = None,
     ) -> None:
         """
         Args:
@@ -36,9 +37,11 @@ class PendingRequest:
             deadline: on the clock of `time.monotonic`; None for no deadline.
             exclusive: whether no other request may run at the same time.
             on_start: called in the engine's thread shortly before an exclusive request starts.
+            on_first_token: called in the engine's thread at the first token of any sample.
         """
         self.exclusive = exclusive
         self.on_start = on_start
+        self._on_first_token = on_first_token
         self.samples = tuple(samples)
         self.min_version = min_version
         self._deadline = deadline
@@ -78,6 +81,9 @@ class PendingRequest:
 
     def advance(self, sample: SampleState) -> None:
         """Handle a new token of a sample; the last token of the last sample finishes the request."""
+        if self._on_first_token is not None:
+            self._on_first_token()
+            self._on_first_token = None
         if self.on_delta is not None and not self.closed:
             self.on_delta(self._index[id(sample)], sample.delta())
         if sample.finish_reason is None:

@@ -64,7 +64,15 @@ class TransformersEngine(EngineFront):
             initial=initial,
         )
         stop_ids = eos_token_ids(model, tokenizer) | policy_stop_ids(tokenizer)
-        super().__init__(self._thread, tokenizer, info, limits=limits, stop_ids=stop_ids, adapter=adapter)
+        super().__init__(
+            self._thread,
+            tokenizer,
+            info,
+            limits=limits,
+            stop_ids=stop_ids,
+            adapter=adapter,
+            policy_metrics=policy_metrics,
+        )
 
     async def _swap(
         self, version: WeightVersion, folder: Path, adapter: Adapter | None, probe: Probe | None

@@ -116,6 +116,7 @@ class CombinedScoring:
         except BaseException:
             await self._stack.aclose()
             raise
+        self._metrics[1].set_model("combined", self.info.model_version)
         return self
 
     async def __aexit__(
@@ -149,9 +150,11 @@ class CombinedScoring:
         if call.model_version not in ("", self.info.model_version):
             raise NotFound(f"the combined reward has no version {call.model_version[:80]!r}")
         pairs = self._pairs(items)
-        return await self._gate.run(
+        found = await self._gate.run(
             lambda: self._score(pairs, call), exclusive=call.exclusive, on_start=call.on_start
         )
+        self._metrics[1].observe_scores(found.scores)
+        return found
 
     async def _score(self, pairs: Sequence[TextPair], call: ScoreCall) -> Scores:
         own = ScoreCall(

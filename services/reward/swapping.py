@@ -54,6 +54,7 @@ class SwappingScoring:
         self._section = section
         self._batcher_metrics = batcher_metrics
         self._reward_metrics = reward_metrics
+        reward_metrics.set_model(current.path, current.info.model_version)
         self._gate = ExclusiveGate()
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[object]] = set()
@@ -131,9 +132,11 @@ class SwappingScoring:
 
     async def score(self, items: Sequence[ScoreItem], call: ScoreCall) -> Scores:
         """As `Scoring.score`; the requested version or the request id decides which model computes."""
-        return await self._gate.run(
+        found = await self._gate.run(
             lambda: self._choose(call).run(items, call), exclusive=call.exclusive, on_start=call.on_start
         )
+        self._reward_metrics.observe_scores(found.scores)
+        return found
 
     async def load(self, path: str, *, canary_share: float = 0.0) -> list[ServedReward]:
         """Load and probe a model; then send it all traffic, or a share of it as the canary.
@@ -272,6 +275,7 @@ class SwappingScoring:
             if old != new:
                 logger.warning("%s changed from %s to %s", name, old, new)
         self._reward_metrics.swaps.inc()
+        self._reward_metrics.set_model(model.path, after.model_version)
         self._retire(former)
 
     def _set_share(self, share: float) -> None:

@@ -13,7 +13,7 @@ import sys
 from fairlead.clients.rollout import RolloutClients, run_both
 from fairlead.config import RunConfig
 from fairlead.errors import FairleadError
-from fairlead.metrics import ProcessMetrics, WorkerMetrics
+from fairlead.metrics import WorkerMetrics
 from fairlead.metrics import page as metrics_page
 from fairlead.rpc.retry import RetryPolicy
 from fairlead.transports.rollouts.redis_worker import RedisWorkerQueue
@@ -31,7 +31,6 @@ async def run(config: RunConfig) -> None:
     """Work until a signal, then drain."""
     stop = asyncio.Event()
     process.on_stop(stop.set)
-    ProcessMetrics()
     worker_metrics = WorkerMetrics()
     workers: list[RolloutWorker] = []
     async with contextlib.AsyncExitStack() as stack:

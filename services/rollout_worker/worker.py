@@ -259,6 +259,7 @@ class RolloutWorker:
         """Return the queue's answer, retried while the queue is unavailable; results stay in memory."""
 
         def unavailable(error: FairleadError) -> None:
+            self.metrics.queue_errors.labels(operation=what).inc()
             if self._queue_answers:
                 self._queue_answers = False
                 logger.warning("the queue does not answer (%s), retrying: %s", what, error)

@@ -20,6 +20,7 @@ from fairlead import config, log, watchdog
 from fairlead.config import RunConfig
 from fairlead.config.infrastructure import ObserveSection
 from fairlead.errors import FairleadError, exit_code
+from fairlead.metrics import RunMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def main(
         log.setup()
         settings = _configuration(name, arguments)
         log.setup(style=settings.observe.log_style, level=settings.observe.log_level)
+        RunMetrics(settings)
         asyncio.run(_watched(run(settings), settings.observe))
     except Stopped:
         # A thread may still be loading a model; exit without waiting for it.

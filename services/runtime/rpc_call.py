@@ -127,6 +127,8 @@ class RpcCall:
                 await self._fail(error)
         finally:
             self._record.finish(self._code or _known_code(self._context))
+            if self._access is not None:
+                self._access.count_tokens(self._caller)
 
     def authorize(self, access: AccessControl) -> Caller:
         """Return the caller, after authentication and the check of its scope.

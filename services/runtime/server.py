@@ -15,6 +15,7 @@ from concurrent import futures
 from types import TracebackType
 from typing import Self, TypeVar
 
+from google.protobuf import descriptor_pool
 from grpc import aio
 from grpc_health.v1 import health_pb2
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -80,10 +81,10 @@ class ModelServer:
         self._observe = observe
         self._registry = registry
         self._stop = asyncio.Event()
-        metrics.ProcessMetrics(registry)
         self._access = AccessControl(keys or KeysSection(), access_metrics=metrics.AccessMetrics(registry))
+        self._server_metrics = metrics.ServerMetrics(registry)
         self._edge = EdgeInterceptor(
-            metrics.ServerMetrics(registry),
+            self._server_metrics,
             self._access,
             max_in_flight_bytes=self._limits.max_in_flight_bytes,
             access_log=observe.access_log,
@@ -197,6 +198,8 @@ class ModelServer:
         self._edge.wire_limits = wire_limits or WireLimits()
         self._server = aio.server(interceptors=[self._edge], options=self._options())
         add(self._server)
+        for service in services:
+            self._server_metrics.add_service(service, _methods(service))
         self._health.add_to(self._server)
         names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
         add_reflection(self._server, names)
@@ -294,6 +297,15 @@ def _certificates(tls: TlsSection | None, registry: CollectorRegistry) -> Certif
     if tls is None or not tls.on:
         return None
     return Certificates(tls, serves=True, on_failure=metrics.TlsMetrics(registry).failures.inc)
+
+
+def _methods(service: str) -> list[str]:
+    """Return the names of the methods of a service; none if its messages are not loaded."""
+    try:
+        found = descriptor_pool.Default().FindServiceByName(service)
+    except KeyError:
+        return []
+    return [method.name for method in found.methods]
 
 
 def _unavailable(field: str, address: str, reason: str) -> ConfigError:

@@ -111,7 +111,7 @@ def configured(folder: Path, *, updates: int, max_staleness: int = 0, **settings
 
 
 async def _run(config: RunConfig, plan: Plan, scores: Mapping[Text, float], *, seed: int) -> _EndedRun:
-    specs, environment = processes(config, "ppo")
+    specs, environment, _ = processes(config, "ppo")
     specs, proxies = await with_proxies(specs, environment)
     ranks = [f"{RANK}{number}" for number in range(config.ranks.per_node)]
     targets = [*(spec.name for spec in specs), *(ranks if len(ranks) > 1 else ())]

@@ -66,7 +66,7 @@ def supervised(
     """Run to the end while a fault is injected."""
 
     async def work() -> Supervisor:
-        specs, environment = processes(config, "ppo")
+        specs, environment, _ = processes(config, "ppo")
         specs, proxies = await with_proxies([change(spec) for spec in specs], environment)
         supervisor = Supervisor(
             specs,

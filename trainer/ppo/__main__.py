@@ -14,6 +14,7 @@ from trainer import stage
 from trainer.checkpoint import CheckpointStore
 from trainer.distributed.group import Group
 from trainer.ppo import orders
+from trainer.ppo.queue_sampler import QueueSampler
 from trainer.ppo.retry_queue import QueueRetry
 from trainer.ppo.train import PpoTrainer, report_waiting
 
@@ -26,12 +27,15 @@ def body(config: RunConfig, metrics: TrainerMetrics, group: Group) -> None:
         orders.follow(config, group)
         return
     retry = QueueRetry(config.queue, lambda what: report_waiting(config, what))
-    queue = retry.call(lambda: RedisTrainerQueue.connect(config.queue, run=config.name))
+    queue = retry.call(
+        lambda: RedisTrainerQueue.connect(config.queue, run=config.name, on_error=metrics.count_queue_error)
+    )
+    sampled = RedisTrainerQueue(config.queue, run=config.name, on_error=metrics.count_queue_error)
     try:
         store = FilesystemWeightStore(config.weights_path)
         claim = RunClaim(config.queue, run=config.name, owner=RunOwner.of(config.folder))
         retry.call(claim.take)
-        with claim:
+        with claim, QueueSampler(sampled, metrics):
             trainer = PpoTrainer(config, queue=queue, store=store, metrics=metrics, group=group)
             trainer.run()
             trainer.close()
@@ -45,4 +49,4 @@ def forget(config: RunConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(stage.run("ppo", body, forget=forget))
+    sys.exit(stage.run("ppo", body, new_metrics=TrainerMetrics, forget=forget))

@@ -72,6 +72,8 @@ class Collector:
         self._open: dict[int, PromptTask] = {}
         # Open task → the oldest weights, in updates, that may have answered it: bounds the time it has.
         self._answered_by: dict[int, int] = {}
+        # Open task → when this trainer sent it last, on the monotonic clock.
+        self._sent_at: dict[int, float] = {}
         self._admitted: dict[int, OutcomeEntry] = {}
         # Admitted task → whether it has a signal; with dynamic sampling.
         self._signals: dict[int, bool] = {}
@@ -99,6 +101,7 @@ class Collector:
         self._count("dispatched", len(new))
         if new and not self._must_reconcile:
             self._events.sent(new, update=update)
+            self._sent_at |= dict.fromkeys(new, time.monotonic())
             try:
                 self._queue.dispatch(list(new.values()))
             except QueueUnavailable:
@@ -143,6 +146,7 @@ class Collector:
                 logger.warning("no rollout arrived for %.0f s: reconciling the queue", idle_seconds)
                 self._must_reconcile = True
         self.set_aside = self._close([] if dynamic is None else self._aside(dynamic))
+        self._observe_ages(batch)
         return self._close(batch)
 
     def settled(self, entries: Iterable[OutcomeEntry], *, checkpoint_update: int) -> None:
@@ -178,6 +182,7 @@ class Collector:
             del self._open[task_id]
             del self._answered_by[task_id]
             del self._damaged[task_id]
+            self._sent_at.pop(task_id, None)
             self._signals.pop(task_id, None)
         return [self._admitted.pop(task_id) for task_id in task_ids]
 
@@ -310,7 +315,9 @@ class Collector:
             self._events.sent((task.task_id for task in missing), update=self._update)
             self._queue.dispatch([replace(task, min_version=version) for task in missing])
             self._answered_by |= dict.fromkeys((task.task_id for task in missing), self._update)
-            self._count("resent", len(missing))
+            # A task that this trainer has not sent yet is not sent again: a fresh run begins like this.
+            self._count("resent", sum(task.task_id in self._sent_at for task in missing))
+            self._sent_at |= dict.fromkeys((task.task_id for task in missing), time.monotonic())
         logger.info(
             "queue reconciled: %d tasks sent, %d under way, %d settled outcomes deleted",
             len(missing),
@@ -341,6 +348,16 @@ class Collector:
         missing = sorted(self._open.keys() - self._admitted.keys())
         shown = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
         return f"{len(missing)} of {len(self._open)} tasks of update {self._update}: {shown}"
+
+    def _observe_ages(self, task_ids: Sequence[int]) -> None:
+        """Record for metrics how long ago the tasks of a batch were sent."""
+        if self._metrics is None:
+            return
+        now = time.monotonic()
+        for task_id in task_ids:
+            sent_at = self._sent_at.get(task_id)
+            if sent_at is not None and self._admitted[task_id].outcome.rollouts:
+                self._metrics.rollout_age_seconds.observe(now - sent_at)
 
     def _count(self, event: str, number: int) -> None:
         if self._metrics is not None and number:

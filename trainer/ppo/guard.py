@@ -169,6 +169,8 @@ class Guard:
             return
         alert = Alert(signal, update, value, limit, level)
         self._alerts.append(alert)
+        if self._metrics is not None:
+            self._metrics.guard_crossings.labels(signal=signal, level=level).inc()
         logger.log(logging.ERROR if level == "stop" else logging.WARNING, "guard: %s", alert)
         if level == "stop" and self._section.action == "stop" and self._stop is None:
             self._stop = alert

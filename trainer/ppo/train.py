@@ -315,6 +315,8 @@ class PpoTrainer:
             if self._metrics is not None:
                 event = "trained" if dead_reason is None else "dead_letter"
                 self._metrics.tasks.labels(event=event).inc()
+                if dead_reason is not None:
+                    self._metrics.dead_letters.labels(reason=dead_reason).inc()
 
     def _dynamic_sampling(self, collector: Collector) -> DynamicSampling | None:
         """Return how this update treats groups without signal; None without `ppo.dynamic_sampling`."""

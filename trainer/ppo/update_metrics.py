@@ -75,9 +75,6 @@ def queue_sizes(stats: QueueStats | None, metrics: TrainerMetrics | None) -> dic
     if stats is None:
         return {}
     if metrics is not None:
-        for what in ("waiting", "in_flight", "outcomes"):
-            metrics.queue.labels(what=what).set(getattr(stats, what))
-        metrics.queue_memory_bytes.set(stats.memory_bytes)
         metrics.queue_outcome_bytes.set(stats.outcome_bytes)
     return {
         "queue_waiting": float(stats.waiting),

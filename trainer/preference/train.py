@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlead import inputs
 from fairlead.config import RunConfig
 from fairlead.data.template import apply_settings
-from fairlead.metrics import TrainerMetrics
+from fairlead.metrics import ProgressMetrics
 from fairlead.nn import adapters
 from fairlead.nn.loading import (
     check_vocabulary,
@@ -45,7 +45,7 @@ Result = dict[str, float | str | list[float]]
 """The content of result_preference.json."""
 
 
-def train(config: RunConfig, metrics: TrainerMetrics | None = None, *, group: Group | None = None) -> Result:
+def train(config: RunConfig, metrics: ProgressMetrics | None = None, *, group: Group | None = None) -> Result:
     """Train, write the model folder and the result, and return the result.
 
     Args:

@@ -20,7 +20,7 @@ from fairlead.config import RunConfig
 from fairlead.data.records import load_preferences
 from fairlead.data.template import apply_settings
 from fairlead.errors import ConfigError
-from fairlead.metrics import TrainerMetrics
+from fairlead.metrics import ProgressMetrics
 from fairlead.nn import adapters
 from fairlead.nn.loading import (
     check_vocabulary,
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    config: RunConfig, metrics: TrainerMetrics | None = None, *, group: Group | None = None
+    config: RunConfig, metrics: ProgressMetrics | None = None, *, group: Group | None = None
 ) -> finish.Result:
     """Train, write the model folder and the result, and return the result.
 
@@ -252,7 +252,7 @@ def _check_weights(members: Sequence[RewardModel], group: Group) -> None:
 
 
 def _tracker(
-    config: RunConfig, training: _Training, *, num_rankings: int, metrics: TrainerMetrics | None
+    config: RunConfig, training: _Training, *, num_rankings: int, metrics: ProgressMetrics | None
 ) -> Tracker:
     if not training.group.is_first:
         return SilentTracker(first_step=training.position.step)

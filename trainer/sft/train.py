@@ -21,7 +21,7 @@ from fairlead.data.demonstrations import FORMATS, Conversation, Demonstration, E
 from fairlead.data.records import Split, load_demonstrations
 from fairlead.data.template import apply_settings
 from fairlead.errors import ConfigError
-from fairlead.metrics import TrainerMetrics
+from fairlead.metrics import ProgressMetrics
 from fairlead.nn import adapters
 from fairlead.nn.loading import (
     check_vocabulary,
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 Result = dict[str, float | str | dict[str, float]]
 
 
-def train(config: RunConfig, metrics: TrainerMetrics | None = None, *, group: Group | None = None) -> Result:
+def train(config: RunConfig, metrics: ProgressMetrics | None = None, *, group: Group | None = None) -> Result:
     """Fine-tune, write the model folder and the result, and return the result.
 
     Args:

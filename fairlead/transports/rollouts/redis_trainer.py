@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar, cast
 
@@ -48,8 +48,18 @@ class RedisTrainerQueue:
     Redis may have lost data in the meantime, so the caller must reconcile. The next call reconnects.
     """
 
-    def __init__(self, section: QueueSection, *, run: str) -> None:
+    def __init__(
+        self, section: QueueSection, *, run: str, on_error: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Prepare the connection; the first call makes it.
+
+        Args:
+            section: address and limits.
+            run: name of the run.
+            on_error: called with the operation after each call to Redis that failed.
+        """
         self._section = section
+        self._on_error = on_error
         self._keys = Keys(run)
         self._where = address(check_url(section))
         self._owner = ""
@@ -67,17 +77,19 @@ class RedisTrainerQueue:
         self._scripts = {name: self._client.register_script(script(name)) for name in _SCRIPTS}
 
     @classmethod
-    def connect(cls, section: QueueSection, *, run: str) -> RedisTrainerQueue:
-        """Connect to Redis and check the server.
+    def connect(
+        cls, section: QueueSection, *, run: str, on_error: Callable[[str], None] = lambda _: None
+    ) -> RedisTrainerQueue:
+        """Connect to Redis and check the server; the arguments are those of the constructor.
 
         Raises:
             ConfigError: if the URL is invalid.
             QueueUnavailable: if Redis does not answer.
             QueueMisconfigured: if Redis rejects the credentials or would lose work.
         """
-        queue = cls(section, run=run)
+        queue = cls(section, run=run, on_error=on_error)
         try:
-            with queue._calling():
+            with queue._calling("connect"):
                 info = cast("Mapping[str, object]", queue._client.info())
                 settings: Mapping[str, object] = {}
                 with suppress(redis.ResponseError):
@@ -91,7 +103,7 @@ class RedisTrainerQueue:
 
     def known_incarnation(self) -> int:
         """See `TrainerQueue.known_incarnation`."""
-        with self._calling():
+        with self._calling("fence"):
             held = cast("bytes | None", self._client.get(self._keys.fence))
         return int(held.partition(b":")[0]) if held else 0
 
@@ -118,7 +130,7 @@ class RedisTrainerQueue:
         while True:
             remaining = deadline - time.monotonic()
             wait_ms = max(1, round(min(remaining, _LONGEST_BLOCK_SECONDS) * 1000)) if remaining > 0 else None
-            with self._calling():
+            with self._calling("read"):
                 reply = cast(
                     Any, self._client.xread({self._keys.rollouts: after}, count=count, block=wait_ms)
                 )
@@ -141,7 +153,7 @@ class RedisTrainerQueue:
 
     def stats(self) -> QueueStats:
         """See `TrainerQueue.stats`."""
-        with self._calling():
+        with self._calling("stats"):
             memory = cast("Mapping[str, Any]", self._client.info("memory"))
             outcomes = self._client.xlen(self._keys.rollouts)
             groups = cast(Any, self._client.xinfo_groups(self._keys.prompts)) if self._has_prompts() else []
@@ -173,15 +185,16 @@ class RedisTrainerQueue:
         return self._owner
 
     def _run(self, name: str, arguments: Sequence[str | int | bytes]) -> Any:  # noqa: ANN401 - the type of the reply depends on the script
-        with self._calling():
+        with self._calling("fence" if name == "take_fence" else name):
             return self._scripts[name](keys=self._keys.all(), args=arguments)
 
     @contextmanager
-    def _calling(self) -> Iterator[None]:
+    def _calling(self, operation: str) -> Iterator[None]:
         try:
             with errors_of(self._where):
                 yield
         except QueueUnavailable:
+            self._on_error(operation)
             self._loss_reported = True
             raise
 

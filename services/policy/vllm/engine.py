@@ -88,7 +88,15 @@ class VllmEngine(EngineFront):
         if config.policy.serve_initial:
             self._vllm.use(InUse(WeightVersion(0, 0)))
         stop_ids = eos_token_ids(model, tokenizer) | policy_stop_ids(tokenizer)
-        super().__init__(self._vllm, tokenizer, info, limits=limits, stop_ids=stop_ids, adapter=adapter)
+        super().__init__(
+            self._vllm,
+            tokenizer,
+            info,
+            limits=limits,
+            stop_ids=stop_ids,
+            adapter=adapter,
+            policy_metrics=policy_metrics,
+        )
 
     async def _swap(
         self, version: WeightVersion, folder: Path, adapter: Adapter | None, probe: Probe | None

@@ -3,7 +3,8 @@
 --
 -- KEYS[1]: hash of the key's account. ARGV: requests, tokens, requests per second, tokens per second, capacity
 -- of the token bucket, tokens per day (0: no limit), 1 to take them even beyond the limits.
--- Returns {'' or the limit that refuses, seconds to wait, levels of the buckets of requests and tokens}.
+-- Returns {'' or the limit that refuses, seconds to wait, levels of the buckets of requests and tokens, tokens
+-- used today}.
 local requests, tokens = tonumber(ARGV[1]), tonumber(ARGV[2])
 local request_rate, token_rate = tonumber(ARGV[3]), tonumber(ARGV[4])
 local token_capacity, quota = tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -24,7 +25,10 @@ request_level = math.min(request_capacity, request_level + elapsed * request_rat
 token_level = math.min(token_capacity, token_level + elapsed * token_rate)
 
 local function reply(limit, wait)
-  return {limit, tostring(wait), string.format('%.17g', request_level), string.format('%.17g', token_level)}
+  return {
+    limit, tostring(wait),
+    string.format('%.17g', request_level), string.format('%.17g', token_level), string.format('%.17g', used)
+  }
 end
 
 if not force then
@@ -43,11 +47,12 @@ end
 
 if request_rate > 0 then request_level = request_level - requests end
 if token_rate > 0 then token_level = token_level - tokens end
+used = used + tokens
 redis.call('HSET', KEYS[1],
   'requests', string.format('%.17g', request_level),
   'tokens', string.format('%.17g', token_level),
   'at', string.format('%.6f', now),
   'day', string.format('%d', today),
-  'used', string.format('%.17g', used + tokens))
+  'used', string.format('%.17g', used))
 redis.call('EXPIRE', KEYS[1], 172800)
 return reply('', 0)

@@ -126,6 +126,8 @@ class Allowance:
         self._accounts: dict[str, _Account] = {}
         self._reported: dict[str, tuple[float, float, float]] = {}
         """Levels of requests and tokens that Redis reported last for a key, and when."""
+        self._used: dict[str, tuple[int, int]] = {}
+        """Day and tokens used of a key, as last counted."""
         self._redis = _client(section) if section.redis_url else None
         self._script = self._redis.register_script(_source()) if self._redis else None
         self._unavailable_until = 0.0
@@ -154,7 +156,7 @@ class Allowance:
             raise self._too_large(key, tokens, f"at most {key.tokens_per_day} a day")
         which, wait = await self._take(key, requests=requests, tokens=tokens, force=False)
         if which:
-            self._metrics.refusals.labels(reason=which).inc()
+            self._metrics.refuse(which, key.id)
             what = _REASONS[which].format(key=key)
             raise Overloaded(f"the API key {key.id} {what}", retry_after_seconds=max(0.001, round(wait, 3)))
 
@@ -177,8 +179,13 @@ class Allowance:
             _bucket(token_rate, capacity, tokens, elapsed),
         )
 
+    def used_today(self, key_id: str) -> int:
+        """Return the tokens of today (UTC) that count against the quota of a key, as last counted."""
+        day, used = self._used.get(key_id, (0, 0))
+        return used if day == int(self._clock() // _DAY_SECONDS) else 0
+
     def _too_large(self, key: ApiKey, tokens: int, allowed: str) -> InvalidInput:
-        self._metrics.refusals.labels(reason="request_tokens").inc()
+        self._metrics.refuse("request_tokens", key.id)
         return InvalidInput("request", got=f"{tokens} tokens", allowed=f"{allowed} for the API key {key.id}")
 
     async def _take(self, key: ApiKey, *, requests: int, tokens: int, force: bool) -> tuple[str, float]:
@@ -189,15 +196,17 @@ class Allowance:
         if self._script is not None and time.monotonic() >= self._unavailable_until:
             arguments = [requests, tokens, *rates, int(force)]
             try:
-                which, wait, request_level, token_level = cast(
-                    tuple[bytes, bytes, bytes, bytes],
+                which, wait, request_level, token_level, used = cast(
+                    tuple[bytes, bytes, bytes, bytes, bytes],
                     await self._script(keys=[f"fairlead:keys:{key.id}"], args=arguments),
                 )
             except (redis.RedisError, OSError) as error:
                 self._redis_failed(error)
             else:
                 self._redis_answered()
-                self._reported[key.id] = (float(request_level), float(token_level), self._clock())
+                now = self._clock()
+                self._reported[key.id] = (float(request_level), float(token_level), now)
+                self._used[key.id] = (int(now // _DAY_SECONDS), int(float(used)))
                 return which.decode(), float(wait)
         self._reported.pop(key.id, None)
         now = self._clock()
@@ -205,7 +214,9 @@ class Allowance:
         if account is None:
             account = _Account(max(1.0, rates[0]), rates[2], now, int(now // _DAY_SECONDS), 0)
             self._accounts[key.id] = account
-        return account.take(key, requests=requests, tokens=tokens, now=now, force=force)
+        found = account.take(key, requests=requests, tokens=tokens, now=now, force=force)
+        self._used[key.id] = (account.day, account.used)
+        return found
 
     def _redis_failed(self, error: Exception) -> None:
         """Continue with counts of this process: serving is more important than exact limits."""

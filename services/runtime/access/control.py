@@ -135,16 +135,27 @@ class AccessControl:
         self._ring = KeyRing(section, access_metrics=access_metrics) if section.file else None
         self._allowance = Allowance(section, access_metrics=access_metrics) if section.file else None
         self._in_flight: Counter[str] = Counter()
+        access_metrics.set_quotas(self._quotas)
 
     @property
     def requires_keys(self) -> bool:
         """Whether callers need an API key."""
         return self._ring is not None
 
+    def _quotas(self) -> dict[str, tuple[int, int]]:
+        """Return the tokens used today and the quota of each key that has one, by its id."""
+        if self._ring is None or self._allowance is None:
+            return {}
+        return {key: (self._allowance.used_today(key), limit) for key, limit in self._ring.quotas.items()}
+
     async def close(self) -> None:
         """Close the connections to Redis."""
         if self._allowance is not None:
             await self._allowance.close()
+
+    def count_tokens(self, caller: Caller) -> None:
+        """Count the tokens of a caller's request, which has ended."""
+        self._metrics.count_tokens(caller.num_tokens, caller.key_id)
 
     def authorize(self, caller: Caller, *, bearer: str | None, scope: Need) -> None:
         """Authenticate the caller, check its scope, and make it the result of `caller()`.
@@ -169,7 +180,7 @@ class AccessControl:
         try:
             caller.key.require(scope)
         except PermissionDenied:
-            self._metrics.refusals.labels(reason="scope").inc()
+            self._metrics.refuse("scope", caller.key.id)
             raise
 
     @asynccontextmanager
@@ -188,7 +199,7 @@ class AccessControl:
             yield
             return
         if key.max_in_flight is not None and self._in_flight[key.id] >= key.max_in_flight:
-            self._metrics.refusals.labels(reason="in_flight").inc()
+            self._metrics.refuse("in_flight", key.id)
             raise Overloaded(
                 f"the API key {key.id} has reached its limit of {key.max_in_flight} requests in flight",
                 retry_after_seconds=_IN_FLIGHT_RETRY_SECONDS,

@@ -42,7 +42,13 @@ class KeyRing:
             self._keys = _by_id(api_keys.read(self._path))
         except InvalidInput as error:
             raise ConfigError("keys.file", got=f"{error.where}: {error.got}", allowed=error.allowed) from None
+        self._metrics.set_keys(self._keys)
         logger.info("read %d API keys from %s", len(self._keys), self._path)
+
+    @property
+    def quotas(self) -> dict[str, int]:
+        """Tokens a day of each key that has a quota, by its id."""
+        return {key.id: key.tokens_per_day for key in self._keys.values() if key.tokens_per_day is not None}
 
     def authenticate(self, bearer: str | None) -> Key:
         """Return the key that a caller presents.
@@ -82,11 +88,11 @@ class KeyRing:
         try:
             key.check_valid()
         except Unauthenticated:
-            self._metrics.refusals.labels(reason="revoked" if key.revoked else "expired").inc()
+            self._metrics.refuse("revoked" if key.revoked else "expired", key.id)
             raise
 
     def _refusal(self, reason: str, message: str) -> Unauthenticated:
-        self._metrics.refusals.labels(reason=reason).inc()
+        self._metrics.refuse(reason)
         return Unauthenticated(message)
 
     def _reload_if_changed(self) -> None:
@@ -106,6 +112,7 @@ class KeyRing:
             self._metrics.key_file_failures.inc()
             logger.error("cannot read the API keys, keeping the previous ones: %s", error)
         else:
+            self._metrics.set_keys(self._keys)
             logger.info("read %d API keys from %s", len(self._keys), self._path)
 
 

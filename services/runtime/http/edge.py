@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Gauge
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fairlead.config.http import HttpSection
@@ -49,16 +49,17 @@ class HttpMetrics(Protocol):
     """The metrics of the requests of a service."""
 
     @property
-    def requests(self) -> Counter:
-        """By route and HTTP status; 499: the caller disconnected."""
-
-    @property
-    def seconds(self) -> Histogram:
-        """By route: time from the headers of a request to the end of its response."""
-
-    @property
     def in_flight(self) -> Gauge:
         """Requests being answered."""
+
+    def record(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that has ended.
+
+        Args:
+            route: its route, from `HttpService.route_of`.
+            status: its HTTP status; 499: the caller disconnected.
+            seconds: time from its headers to the end of its response.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,8 +174,8 @@ class HttpEdge:
         status = exchange.final_status
         path = path_of(scope)
         route = self._service.route_of(path)
-        self._metrics.requests.labels(route, str(status)).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
+        self._metrics.record(route, status, seconds)
+        self._access.count_tokens(exchange.caller)
         unlogged = self._access_log == "off" or path in _UNLOGGED
         if unlogged or not self._logger.isEnabledFor(logging.INFO):
             return

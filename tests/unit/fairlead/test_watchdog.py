@@ -14,7 +14,7 @@ import urllib.request
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from fairlead import metrics, watchdog
+from fairlead import watchdog
 from fairlead.config.infrastructure import ObserveSection
 from fairlead.metrics import page as metrics_page
 from fairlead.watchdog import Watchdog
@@ -104,7 +104,6 @@ async def test_blocked_event_loop_is_noticed(dog: Watchdog, reasons: list[str]):
 
 def test_metric_and_page_report_the_waits_of_the_process():
     registry = CollectorRegistry()
-    metrics.ProcessMetrics(registry)
     port, stop = metrics_page.serve(ObserveSection(), ready=lambda: True, registry=registry)
     try:
         with watchdog.PROCESS.waiting("queue", "the queue's answer to claim") as wait:

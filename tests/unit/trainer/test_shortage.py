@@ -53,6 +53,7 @@ def test_out_of_memory_names_the_settings():
 
 _LIMITED = """
 import os, re, resource
+from fairlead.metrics import StageMetrics
 from trainer import stage
 from trainer.sft import train as sft
 
@@ -65,7 +66,7 @@ def run(tokens):  # in a forked process, with all imports done
     pid = os.fork()
     if not pid:
         flags = ["--config", "run.toml", "--set", f"sft.max_micro_batch_tokens={tokens}"]
-        os._exit(stage.run("sft", body, flags))
+        os._exit(stage.run("sft", body, flags, new_metrics=StageMetrics))
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 codes = run(8192), run(512)

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from fairlead.config import load
 from fairlead.errors import Fenced, ModelLoadError, Stalled
+from fairlead.metrics import TrainerMetrics
 from trainer import stage
 from trainer.results import config_hash
 
@@ -51,7 +52,14 @@ def run(flags):
     """Run the stage `ppo`; each run has its own registry of metrics, as each process does."""
 
     def found(body, *more):
-        return stage.run("ppo", body, [*flags, *more], forget=body.forget, registry=CollectorRegistry())
+        return stage.run(
+            "ppo",
+            body,
+            [*flags, *more],
+            new_metrics=TrainerMetrics,
+            forget=body.forget,
+            registry=CollectorRegistry(),
+        )
 
     return found
 

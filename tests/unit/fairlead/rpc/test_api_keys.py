@@ -27,6 +27,7 @@ from fairlead.errors import ConfigError, InvalidInput, PermissionDenied, Unauthe
 from fairlead.rpc import api_keys
 from fairlead.rpc.api_keys import ApiKey, KeyFile
 from services.runtime.access.keys import KeyRing
+from tests.metric_values import total
 
 
 class World:
@@ -56,7 +57,7 @@ class World:
         return self._ring
 
     def refusals(self, reason: str) -> float:
-        return self.registry.get_sample_value("fairlead_access_refusals_total", {"reason": reason}) or 0.0
+        return total(self.registry, "fairlead_access_refusals_total", reason=reason)
 
 
 @pytest.fixture

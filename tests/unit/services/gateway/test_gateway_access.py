@@ -13,6 +13,7 @@ from fairlead.rpc.api_keys import draw
 from services.gateway.scopes import need_of
 from services.runtime.http.limit_headers import NAMES
 from tests.gateway_world import Gateway, gateway, policy_server, reward_server
+from tests.metric_values import total
 from tests.unit.fairlead.rpc.tls_world import Authority
 from tests.unit.services.reward.reward_world import reward_service
 from tests.unit.services.runtime.keys_world import Keys
@@ -34,7 +35,7 @@ async def post(http: Gateway, key: str | None, path: str = "/v1/rewards", body: 
 
 
 def refusals(http: Gateway, reason: str) -> float:
-    return http.registry.get_sample_value("fairlead_access_refusals_total", {"reason": reason}) or 0.0
+    return total(http.registry, "fairlead_access_refusals_total", reason=reason)
 
 
 async def test_refused_keys_get_a_status_and_a_reason(http: Gateway, keys: Keys):

@@ -11,6 +11,7 @@ from fairlead.clients import AsyncRewardClient
 from fairlead.types import TokenPair
 from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
+from tests.metric_values import total
 from tests.unit.services.reward.reward_world import World
 
 TEN_TOKENS = TokenPair((5, 6, 7, 8, 9), (10, 11, 12, 13, 14))
@@ -45,7 +46,7 @@ def scored(world: World) -> float:
 
 
 def refusals(world: World, reason: str) -> float:
-    return world.registry.get_sample_value("fairlead_access_refusals_total", {"reason": reason}) or 0.0
+    return total(world.registry, "fairlead_access_refusals_total", reason=reason)
 
 
 def client(world: World, key: str | None, **options) -> AsyncRewardClient:

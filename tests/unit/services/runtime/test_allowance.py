@@ -19,6 +19,7 @@ from fairlead.local import valkey
 from fairlead.local.valkey import ValkeyServer
 from fairlead.rpc.api_keys import ApiKey
 from services.runtime.access.allowance import Allowance, _Account, _rates, _source
+from tests.metric_values import total
 
 MIDNIGHT = 20_000 * 86_400.0
 
@@ -61,7 +62,7 @@ async def test_request_rate_is_enforced_with_exact_delay():
     clock.now += 0.01
     await allowance.admit(api_key, requests=1, tokens=0)
     await refused(allowance, api_key, requests=1)
-    assert registry.get_sample_value("fairlead_access_refusals_total", {"reason": "requests"}) == 3
+    assert total(registry, "fairlead_access_refusals_total", reason="requests") == 3
 
 
 async def test_rate_below_one_per_second_allows_one_request():
@@ -101,7 +102,7 @@ async def test_quota_resets_at_midnight():
     await allowance.admit(api_key, requests=1, tokens=60)
     error = await refused(allowance, api_key, tokens=41)
     assert error.retry_after_seconds == pytest.approx(100)
-    assert registry.get_sample_value("fairlead_access_refusals_total", {"reason": "quota"}) == 1
+    assert total(registry, "fairlead_access_refusals_total", reason="quota") == 1
     # A refused request is not counted.
     await allowance.admit(api_key, requests=1, tokens=40)
     await refused(allowance, api_key, requests=1)
@@ -162,7 +163,7 @@ async def test_redis_script_counts_like_the_process(server: ValkeyServer):
                 assert which.decode() == expected[0]
                 assert float(wait) == pytest.approx(expected[1], abs=1e-3)
                 if not which:
-                    kept = [account.requests, account.tokens]
+                    kept = [account.requests, account.tokens, account.used]
                     assert list(map(float, levels)) == pytest.approx(kept, abs=1e-3)
                 passed += which == b""
         assert 200 < passed < 900
