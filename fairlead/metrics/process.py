@@ -22,7 +22,7 @@ from fairlead.rpc.call_counts import CALLS
 COMMIT = "FAIRLEAD_COMMIT"
 """Variable with the commit of the source that an image was built from."""
 _RECIPE = ("model", "data", "sft", "reward_model", "preference", "ppo", "sampling")
-"""Sections of the configuration that decide the result of a run, whatever machine it runs on."""
+"""Sections of the configuration that decide the result of a run on any machine."""
 
 
 class ProcessMetrics:

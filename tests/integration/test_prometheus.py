@@ -1,0 +1,218 @@
+"""A real Prometheus on real runs: SFT, then six updates of PPO with a gateway, found through targets.json."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from fairlead import metrics
+from fairlead.config import RunFolder
+from fairlead.config.saving import save
+from fairlead.local.run_files import read_record
+from fairlead.metrics import statistics
+from tests.contract.test_documents import script
+from tests.integration.ppo_run import make, started
+from tests.prometheus_server import Prometheus, prometheus
+from tests.unit.trainer.stage_world import sft_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+UPDATES = 6
+TABLE = script("metrics_table")
+SETTINGS = (
+    f"ppo.updates={UPDATES}",
+    "ppo.batch_size=64",
+    "ppo.mini_batch_size=64",
+    "sampling.max_new_tokens=24",
+    "gateway.replicas=1",
+    "feedback.replicas=1",
+    "weights.transport=grpc",
+    "evaluation.every_updates=2",
+    "evaluation.num_prompts=4",
+    "observe.linger_seconds=4",
+    "keys.file=keys.json",
+)
+ABSENT = {
+    "fairlead_process_gpu_memory_bytes": "no GPU",
+    "fairlead_trainer_mfu_ratio": "no GPU",
+    "fairlead_tls_reload_failures_total": "no TLS",
+}
+"""Documented metrics that these runs do not have, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Two runs that have ended, and the Prometheus that observed them."""
+
+    server: Prometheus
+    ppo: RunFolder
+    sft: RunFolder
+    at: float
+    """A Unix time at which all processes of PPO were alive."""
+
+
+def key(folder: Path, name: str, *arguments: str) -> str:
+    """Create an API key in the file of the run and return it."""
+    command = [
+        sys.executable,
+        "-m",
+        "fairlead.cli",
+        "keys",
+        "create",
+        name,
+        "--file",
+        "keys.json",
+        *arguments,
+    ]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.split()[-1]
+
+
+def post(address: str, api_key: str) -> int:
+    """Ask the gateway for a score and return the status."""
+    body = json.dumps({"items": [{"prompt": "w1 w2", "response": "w3 w4 w5"}]}).encode()
+    headers = {"content-type": "application/json", "authorization": f"Bearer {api_key}"}
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"http://{address}/v1/rewards", body, headers), timeout=30
+        ) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    folder = tmp_path_factory.mktemp("prometheus")
+    file = make(folder, updates=UPDATES)
+    scopes = [part for scope in ("score", "generate", "weights", "admin") for part in ("--scope", scope)]
+    own, app = key(folder, "run", *scopes), key(folder, "app", "--tokens-per-day", "60")
+    sft = sft_run(folder / "sft", epochs=2).model_copy(update={"name": "tiny-sft", "runs": folder / "runs"})
+    sft = sft.model_copy(update={"observe": sft.observe.model_copy(update={"linger_seconds": 2.0})})
+    save(sft, folder / "sft.toml")
+    observing = prometheus(folder, TABLE.SCRAPE, runs=("tiny", "tiny-sft"), interval="250ms")
+    with observing as server, contextlib.ExitStack() as stack:
+        command = [sys.executable, "-m", "fairlead.cli", "sft", "sft.toml"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        environment = pytest.MonkeyPatch()
+        stack.callback(environment.undo)
+        environment.setenv("FAIRLEAD_API_KEY", own)
+        flags = [part for setting in SETTINGS for part in ("--set", setting)]
+        with started(file, *flags) as run:
+            run.until(lambda: run.step() >= 3, seconds=300)
+            gateway = load_gateway_address(run.folder)
+            statuses = Counter(post(gateway, app) for _ in range(20))
+            assert set(statuses) == {200, 429}
+            run.until(lambda: run.step() >= UPDATES - 1, seconds=300)
+            run.until(lambda: not server.query("up == 0"))
+            at = time.time()
+            code, output = run.finish(seconds=300)
+            assert code == 0, output + run.log_tails()
+        yield Observed(server, run.folder, sft.folder, at)
+    assert os.environ.get("FAIRLEAD_API_KEY") != own
+
+
+def load_gateway_address(folder: RunFolder) -> str:
+    """Return the address that the gateway logged."""
+    for line in folder.log("gateway-0").read_text().splitlines():
+        if line.startswith("{") and "address" in (entry := json.loads(line)):
+            return str(entry["address"])
+    raise AssertionError("the gateway has logged no address")
+
+
+def test_every_target_was_up_and_is_gone_after_the_end(observed: Observed):
+    record = read_record(observed.ppo.supervisor)
+    assert record is not None
+    processes = {process.name for process in record.processes if process.metrics} | {"supervisor"}
+    up = {
+        labels["process"]: value for labels, value in observed.server.query('up{run="tiny"}', at=observed.at)
+    }
+    assert up == dict.fromkeys(processes, 1.0)
+    assert len(processes) >= 8
+    ready = observed.server.query('fairlead_process_ready{run="tiny"} == 0', at=observed.at)
+    assert ready == []
+    assert json.loads(observed.ppo.targets.read_text()) == []
+    assert json.loads(observed.sft.targets.read_text()) == []
+    samples = observed.server.query("max(scrape_samples_scraped)", at=observed.at)
+    assert samples[0][1] < 5_000
+
+
+def test_every_documented_metric_has_a_series(observed: Observed):
+    documented = set()
+    for area in metrics.AREAS:
+        registry = CollectorRegistry()
+        TABLE.new_area(area, registry)
+        for metric in registry.collect():
+            suffix = {"counter": "_total", "histogram": "_count"}.get(metric.type, "")
+            documented.add(f"{metric.name}{suffix}")
+    names = observed.server.names()
+    assert documented - names == set(ABSENT)
+    assert not [name for name in names if name.endswith("_created")]
+    ours = {name for name in names if name.startswith(("fairlead_", "grpc_"))}
+    assert {name.removesuffix("_sum").removesuffix("_bucket") for name in ours} <= documented | {
+        name.removesuffix("_count") for name in documented
+    }
+
+
+def test_phase_seconds_are_those_of_the_log(observed: Observed):
+    logged: Counter[str] = Counter()
+    for line in map(json.loads, observed.ppo.phases.read_text().splitlines()):
+        logged[line["phase"]] += line["end"] - line["start"]
+    query = 'max by (phase) (max_over_time(fairlead_trainer_phase_seconds_total{run="tiny"}[30m]))'
+    scraped = {labels["phase"]: value for labels, value in observed.server.query(query)}
+    assert scraped.keys() >= logged.keys() - {"done"}
+    for phase in logged.keys() - {"done"}:
+        assert scraped[phase] == pytest.approx(logged[phase], rel=0.02, abs=0.02), phase
+
+
+def test_the_end_of_both_runs_was_seen(observed: Observed):
+    def last(metric: str) -> float:
+        [(_, value)] = observed.server.query(f"max(max_over_time({metric}[30m]))")
+        return value
+
+    assert last("fairlead_trainer_update") == last("fairlead_trainer_target_updates") == UPDATES
+    assert last('fairlead_trainer_phase{phase="done"}') == 1
+    assert last('fairlead_run_outcome{run="tiny", code="0"}') == 1
+    assert last('fairlead_run_outcome{code!="0"}') == 0
+    assert last('fairlead_stage_step{stage="sft"}') == last('fairlead_stage_total_steps{stage="sft"}') > 0
+    assert last('fairlead_run_outcome{run="tiny-sft", code="0"}') == 1
+    assert last("fairlead_supervisor_restarts_total") == 0
+
+
+def test_queries_of_the_page_return_data(observed: Observed):
+    for query in TABLE.QUERIES:
+        found = observed.server.query(query.promql, at=observed.at)
+        assert bool(found) != bool(query.needs), query.promql
+        sys.stdout.write(f"{query.promql}\n    {shown(found)}\n")
+
+
+def shown(found: Sequence[tuple[dict[str, str], float]]) -> str:
+    """Return the results of a query in one line, without the labels that all of them have."""
+    hidden = ("__name__", "instance", "job", "run")
+    parts = []
+    for labels, value in found:
+        names = " ".join(text for name, text in labels.items() if name not in hidden)
+        parts.append(f"{names} {value:.3g}".strip())
+    return ", ".join(parts)
+
+
+def test_every_statistic_is_in_the_table(observed: Observed):
+    found = observed.server.get(
+        "series", **{"match[]": '{__name__=~"fairlead_(trainer_statistic|stage_figure)"}'}
+    )
+    names = {labels["name"] for labels in found}
+    assert len(names) > 30
+    assert [name for name in sorted(names) if statistics.find(name) is None] == []

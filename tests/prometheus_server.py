@@ -1,0 +1,89 @@
+"""A real Prometheus for tests: Debian's package `prometheus`, on a free port, with its data in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead.local.addresses import LOOPBACK, Ports
+
+
+class Prometheus:
+    """A running server."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://{LOOPBACK}:{port}"
+
+    def get(self, path: str, **parameters: object) -> Any:
+        """Return the data of an answer of the API."""
+        query = urllib.parse.urlencode(parameters)
+        with urllib.request.urlopen(f"{self._url}/api/v1/{path}?{query}", timeout=30) as answer:
+            found = json.load(answer)
+        assert found["status"] == "success"
+        return found["data"]
+
+    def query(self, promql: str, *, at: float | None = None) -> list[tuple[dict[str, str], float]]:
+        """Return labels and value of each result of a query, now or at a Unix time."""
+        found = self.get("query", query=promql, **({} if at is None else {"time": at}))
+        return [(each["metric"], float(each["value"][1])) for each in found["result"]]
+
+    def names(self) -> set[str]:
+        """Return the name of every metric that was ever scraped."""
+        return set(self.get("label/__name__/values"))
+
+    def is_ready(self) -> bool:
+        """Return whether it answers."""
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"{self._url}/-/ready", timeout=5).status == 200
+        return False
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path, scrape: str, *, runs: Sequence[str], interval: str) -> Iterator[Prometheus]:
+    """Run Prometheus with the scrape configuration of the docs in a folder; skip without it.
+
+    Args:
+        folder: gets the configuration and the data.
+        scrape: `scrape_configs` as YAML.
+        runs: names of the runs, which replace `NAME` in the files of targets.
+        interval: replaces the interval of every job.
+    """
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("prometheus is not on the PATH: install Debian's package `prometheus`")
+    config = yaml.safe_load(scrape)
+    for job in config["scrape_configs"]:
+        job["scrape_interval"] = job["scrape_timeout"] = interval
+        for found in job["file_sd_configs"]:
+            found["refresh_interval"] = "1s"
+            found["files"] = [file.replace("NAME", run) for file in found["files"] for run in runs]
+    file = folder / "prometheus.yml"
+    file.write_text(yaml.safe_dump(config))
+    port = Ports().free("prometheus")
+    command = [program, f"--config.file={file}", f"--storage.tsdb.path={folder / 'tsdb'}"]
+    command += [f"--web.listen-address={LOOPBACK}:{port}", "--log.level=error"]
+    with (folder / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    server = Prometheus(port)
+    try:
+        deadline = time.monotonic() + 60
+        while not server.is_ready():
+            assert process.poll() is None, (folder / "prometheus.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield server
+    finally:
+        process.kill()
+        process.wait()
