@@ -178,7 +178,7 @@ QUERIES = (
         "What does a rollout cost?",
         "sum by (run, service) (rate(process_cpu_seconds_total[5m])) / on (run) group_left () "
         'sum by (run) (rate(fairlead_trainer_tasks_total{event="trained"}[5m]))',
-        "ms of CPU: reward 21, policy 21, reference 19, feedback 9, gateway 5, trainer 4, worker 4, weights 2",
+        "ms of CPU: reward 21, policy 21, reference 19, feedback 9, gateway 5, trainer 4, workers 4",
     ),
 )
 """The ten questions."""

@@ -33,6 +33,8 @@ Manifest = dict[str, Any]
 PART_OF = "app.kubernetes.io/part-of"
 COMPONENT = "app.kubernetes.io/component"
 NAME = "app.kubernetes.io/name"
+_INSTANCE = "app.kubernetes.io/instance"
+"""Label with the name of the run."""
 OURS = f"{PART_OF}=fairlead"
 """Label selector of the objects of these manifests."""
 
@@ -51,6 +53,8 @@ _PARTS = {
 STAGES = (*_PARTS, "ppo")
 """What to bring up: only the volume and a pod to copy files, a stage of the trainer, or the whole run."""
 
+_TLS_SECRET = "fairlead-tls"
+"""Secret with certificate, key and authority; in k8s/components/tls/."""
 _FEEDBACK = "feedback"
 """Label of the objects of the component of this name. People rank answers before and between stages, too."""
 _IMAGES = ("fairlead-light", "fairlead-model", "fairlead-vllm")
@@ -162,7 +166,8 @@ def _kustomization(config: RunConfig, target: Target, folder: Path) -> Mapping[s
         "resources": [os.path.relpath(_existing(manifests / "overlays", target.overlay, "overlay"), folder)],
         "components": [os.path.relpath(component, folder) for component in components],
         "configMapGenerator": [{"name": "run", "behavior": "replace", "files": ["run.toml"]}],
-        "labels": [{"pairs": {"app.kubernetes.io/instance": config.name.rstrip("._-")}}],
+        # On pods as well, where Prometheus reads the name of the run.
+        "labels": [{"pairs": {_INSTANCE: config.name.rstrip("._-")}, "includeTemplates": True}],
         "images": [
             {
                 "name": f"{prefix}{name}",
@@ -195,6 +200,8 @@ def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
     """
     if manifest["kind"] == "Ingress" and manifest["metadata"]["name"] == _FEEDBACK:
         _set_origin(manifest["spec"], config.feedback)
+    if config.observe.metrics_tls:
+        _set_metrics_tls(manifest)
     if manifest["kind"] == "ScaledObject":
         for trigger in manifest["spec"]["triggers"]:
             if trigger["type"] == "redis-streams":
@@ -207,9 +214,36 @@ def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
         arguments[arguments.index("trainer.ppo")] = f"trainer.{target.stage.replace('-', '_')}"
         first_pod = "trainer-0" if manifest["kind"] == "Job" else "trainer-ranks-0-0"
         _set_ranks(job, config.ranks, first_pod=first_pod)
+    if manifest["kind"] == "JobSet":
+        # The labels of templates that kustomize knows are set in `_kustomization`.
+        job_spec(manifest)["template"]["metadata"]["labels"][_INSTANCE] = config.name.rstrip("._-")
     if manifest["metadata"]["labels"].get(COMPONENT) == "model-service" and manifest["kind"] == "Deployment":
         _set_gpus(manifest["spec"], engine_gpus(getattr(config, manifest["metadata"]["name"])))
     return manifest
+
+
+def _set_metrics_tls(manifest: Manifest) -> None:
+    """Make Prometheus, and the probes of pods, use HTTPS on the metrics port."""
+    if manifest["kind"] == "PodMonitor":
+
+        def secret(key: str) -> dict[str, str]:
+            return {"name": _TLS_SECRET, "key": key}
+
+        for endpoint in manifest["spec"]["podMetricsEndpoints"]:
+            endpoint["scheme"] = "https"
+            endpoint["tlsConfig"] = {
+                "ca": {"secret": secret("ca.crt")},
+                "cert": {"secret": secret("tls.crt")},
+                "keySecret": secret("tls.key"),
+                # Pods are scraped by their addresses; every certificate names this service.
+                "serverName": "policy",
+            }
+    if manifest["kind"] in ("Deployment", "StatefulSet", "Job", "JobSet"):
+        for container in job_spec(manifest)["template"]["spec"]["containers"]:
+            for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+                request = container.get(name, {}).get("httpGet", {})
+                if request.get("port") == "metrics":
+                    request["scheme"] = "HTTPS"
 
 
 def _set_origin(ingress: Manifest, section: FeedbackSection) -> None:

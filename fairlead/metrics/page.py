@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from socket import socket
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
@@ -29,9 +29,21 @@ if TYPE_CHECKING:
 _TEXT = "text/plain; charset=utf-8"
 
 
+_OPEN_PATHS = ("/healthz", "/readyz")
+"""Answered without a certificate, which the kubelet's probes do not have."""
+_HAS_CERTIFICATE = "fairlead.has_certificate"
+
+
 class _QuietHandler(WSGIRequestHandler):
     timeout = 10.0
     """Seconds after which an idle connection is closed, also during a TLS handshake."""
+
+    def get_environ(self) -> dict[str, Any]:
+        """Return the environment of the request, with whether the caller has a valid certificate."""
+        found = super().get_environ()
+        connection = self.connection
+        found[_HAS_CERTIFICATE] = isinstance(connection, ssl.SSLSocket) and bool(connection.getpeercert())
+        return found
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Log nothing: probes would fill the log."""
@@ -88,7 +100,7 @@ def serve(
     if observe.metrics_tls:
         if tls is None or not tls.on:
             raise ConfigError("observe.metrics_tls", got=True, allowed="true with a certificate in [tls]")
-        context = Certificates(tls, serves=True).server_context()
+        context = Certificates(tls, serves=True, asks_clients=True).server_context()
     host, port = observe.metrics_host, observe.metrics_port
     try:
         server = _Server((host, port), context)
@@ -96,7 +108,8 @@ def serve(
         raise ConfigError(
             "observe.metrics_port", got=f"{host}:{port} ({error.strerror})", allowed="a free port"
         ) from error
-    server.set_app(_app(ready, registry))
+    needs_certificate = context is not None and tls is not None and tls.mutual
+    server.set_app(_app(ready, registry, needs_certificate=needs_certificate))
     # Interval of the check for shutdown; the default would add half a second to every drain.
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="metrics", daemon=True)
     thread.start()
@@ -109,7 +122,7 @@ def serve(
 
 
 def _app(
-    ready: Callable[[], bool], registry: CollectorRegistry
+    ready: Callable[[], bool], registry: CollectorRegistry, *, needs_certificate: bool
 ) -> Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]:
     metrics_app = make_wsgi_app(registry)
 
@@ -129,6 +142,10 @@ def _app(
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         is_head = environ.get("REQUEST_METHOD") == "HEAD"
+        if needs_certificate and path not in _OPEN_PATHS and not environ[_HAS_CERTIFICATE]:
+            status, headers, body = answer("403 Forbidden", _TEXT, b"a client certificate is required\n")
+            start_response(status, headers)
+            return [] if is_head else [body]
         if path in ("/", "/metrics"):
             # The library answers HEAD with 405.
             found = metrics_app({**environ, "REQUEST_METHOD": "GET"} if is_head else environ, start_response)

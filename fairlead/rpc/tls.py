@@ -100,12 +100,15 @@ class Certificates:
         *,
         serves: bool = False,
         on_failure: Callable[[], None] | None = None,
+        asks_clients: bool = False,
     ) -> None:
         """
         Args:
             section: paths of the files; `section.on` is true.
             serves: whether a server uses them, which requires a certificate.
             on_failure: called after every change of the files that could not be loaded.
+            asks_clients: an HTTP server with `mutual` accepts clients without a certificate, too, and checks
+                by itself which of them has one.
 
         Raises:
             ConfigError: for files that cannot be read or do not match.
@@ -118,7 +121,10 @@ class Certificates:
         self._on_failure = on_failure
         self._lock = threading.Lock()
         self._states = _states(section)
-        self._pems, self._context = _read(section)
+        self._verify = ssl.CERT_NONE
+        if section.mutual:
+            self._verify = ssl.CERT_OPTIONAL if asks_clients else ssl.CERT_REQUIRED
+        self._pems, self._context = _read(section, self._verify)
         self._generation = 1
 
     @property
@@ -181,7 +187,7 @@ class Certificates:
                 # Set before reading: a write during the read counts as another change.
                 self._states = states
                 try:
-                    self._pems, self._context = _read(self._section)
+                    self._pems, self._context = _read(self._section, self._verify)
                 except ConfigError as error:
                     logger.error(
                         "the TLS files changed but cannot be used; keeping the previous ones: %s", error
@@ -194,7 +200,7 @@ class Certificates:
             return self._generation, self._pems
 
 
-def _read(section: TlsFiles) -> tuple[PemContents, ssl.SSLContext]:
+def _read(section: TlsFiles, verify: ssl.VerifyMode) -> tuple[PemContents, ssl.SSLContext]:
     """Read and check the files at one moment, and create a server's context from them.
 
     Raises:
@@ -208,6 +214,7 @@ def _read(section: TlsFiles) -> tuple[PemContents, ssl.SSLContext]:
             ca=_content("tls.ca", section.ca) or None,
         )
         context = _ssl_context(section, found)
+        context.verify_mode = verify
         if _states(section) == before:
             return found, context
     raise ConfigError(
@@ -240,8 +247,6 @@ def _ssl_context(section: TlsFiles, pems: PemContents) -> ssl.SSLContext:
                 f"{reason} in {section.certificate} with {section.key}",
                 "a PEM certificate and its private key, without a passphrase",
             ) from None
-    if section.mutual:
-        context.verify_mode = ssl.CERT_REQUIRED
     context.set_alpn_protocols(["http/1.1"])
     return context
 

@@ -11,7 +11,18 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from fairlead.k8s.manifests import COMPONENT, JOB_SET, NAME, PART_OF, checkout, job_spec, kustomize
+from fairlead.config import load
+from fairlead.k8s.manifests import (
+    COMPONENT,
+    JOB_SET,
+    NAME,
+    PART_OF,
+    Target,
+    checkout,
+    job_spec,
+    kustomize,
+    render,
+)
 from tests.rendered import (
     MODEL_SERVICES,
     VARIANTS,
@@ -120,7 +131,14 @@ CUSTOM = {
     "PodMonitor": _exactly(
         "selector podMetricsEndpoints podTargetLabels",
         selector=_exactly("matchLabels"),
-        podMetricsEndpoints={"type": "array", "items": _exactly("port path interval", interval=_TEXT)},
+        podMetricsEndpoints={
+            "type": "array",
+            "items": _exactly(
+                "port path interval relabelings",
+                interval=_TEXT,
+                relabelings={"type": "array", "items": _exactly("sourceLabels targetLabel")},
+            ),
+        },
     ),
     "PrometheusRule": _exactly(
         "groups",
@@ -177,6 +195,7 @@ def test_objects_are_labelled_and_in_the_namespace(objects):
         assert manifest["metadata"]["namespace"] == "fairlead"
     for name, template in templates(objects).items():
         assert template["metadata"]["labels"][NAME] == name
+        assert template["metadata"]["labels"]["app.kubernetes.io/instance"] == "run"
         assert name in COMPONENTS[template["metadata"]["labels"][COMPONENT]]
 
 
@@ -284,3 +303,37 @@ def test_deployments_set_no_number_of_replicas(objects):
 def test_yaml_files_have_one_document_each():
     for path in checkout().rglob("*.yaml"):
         assert len(list(yaml.safe_load_all(path.read_text()))) == 1, path
+
+
+@needs_kubectl
+def test_metrics_over_tls_have_a_monitor_and_probes_that_use_it():
+    config = load(None, overrides={"observe.metrics_tls": True})
+    objects = render(
+        config,
+        Target(
+            overlay="kind",
+            components=("monitoring", "tls"),
+            namespace="fairlead",
+            registry="registry.test/team",
+        ),
+    )
+    (monitor,) = of_kind(objects, "PodMonitor").values()
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["scheme"] == "https"
+    secrets = [endpoint["tlsConfig"][key]["secret"] for key in ("ca", "cert")]
+    assert [secret["key"] for secret in secrets] == ["ca.crt", "tls.crt"]
+    mounted = {
+        volume["secret"]["secretName"]
+        for template in templates(objects).values()
+        for volume in template["spec"].get("volumes", ())
+        if "secret" in volume
+    }
+    assert {secret["name"] for secret in secrets} <= mounted
+    probes = [
+        probe["httpGet"]
+        for template in templates(objects).values()
+        for name, probe in container(template).items()
+        if name.endswith("Probe") and probe.get("httpGet", {}).get("port") == "metrics"
+    ]
+    assert len(probes) > 5
+    assert {probe.get("scheme") for probe in probes} == {"HTTPS"}
