@@ -11,7 +11,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends python3 python3
 RUN python3 -m venv /opt/fairlead
 WORKDIR /src
 COPY . .
-RUN /opt/fairlead/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt '.[feedback,postgres]' \
+RUN /opt/fairlead/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt '.[feedback,postgres,otel]' \
     && /opt/fairlead/bin/pip uninstall --yes pip setuptools
 
 FROM ${BASE}

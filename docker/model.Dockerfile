@@ -19,7 +19,7 @@ RUN /opt/fairlead/bin/pip install --no-cache-dir --disable-pip-version-check --c
     ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} torch
 COPY . .
 RUN /opt/fairlead/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt \
-    '.[train,triton]' \
+    '.[train,triton,otel]' \
     && /opt/fairlead/bin/pip uninstall --yes pip
 
 FROM ${BASE}

@@ -15,7 +15,7 @@ WORKDIR /src
 COPY . .
 # Versions that are installed stay: vLLM was built for them.
 RUN python3 -m pip freeze --exclude-editable | grep -v ' @ ' >/tmp/installed.txt \
-    && python3 -m pip install --no-cache-dir --disable-pip-version-check --constraint /tmp/installed.txt '.[torch]' \
+    && python3 -m pip install --no-cache-dir --disable-pip-version-check --constraint /tmp/installed.txt '.[torch,otel]' \
     && ln -sf "$(command -v python3)" /usr/local/bin/python \
     && rm -rf /src /tmp/installed.txt
 ENV HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

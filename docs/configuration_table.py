@@ -63,7 +63,8 @@ COMMON = {
     "weights": "transport dtype",
     "checkpoint": "every_updates keep",
     "ranks": "per_node nodes join_seconds stall_seconds",
-    "observe": "log_level log_style access_log metrics_host metrics_port tensorboard rollout_samples",
+    "observe": "log_level log_style access_log metrics_host metrics_port "
+    "otlp_endpoint trace_one_in tensorboard rollout_samples",
     "keys": "file redis_url",
     "tls": "certificate key ca mutual",
 }

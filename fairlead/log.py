@@ -11,7 +11,9 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
@@ -24,9 +26,34 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 """Control characters, line separators, marks that change the direction of text, and surrogates."""
 
 
+_BOUND: ContextVar[Mapping[str, object]] = ContextVar("log_fields", default={})  # noqa: B039 - never changed
+_SOURCES: list[Callable[[], Mapping[str, object]]] = []
+
+
+@contextmanager
+def bound(**fields: object) -> Iterator[None]:
+    """Add fields to every JSON line that the body logs, and the asyncio tasks that it creates."""
+    token = _BOUND.set({**_BOUND.get(), **fields})
+    try:
+        yield
+    finally:
+        _BOUND.reset(token)
+
+
+def bind(**fields: object) -> None:
+    """Add fields to every JSON line that this thread logs from now on."""
+    _BOUND.set({**_BOUND.get(), **fields})
+
+
+def add_source(fields: Callable[[], Mapping[str, object]]) -> None:
+    """Call a function for further fields of every JSON line; once is enough."""
+    if fields not in _SOURCES:
+        _SOURCES.append(fields)
+
+
 class JsonFormatter(logging.Formatter):
-    """Formats a record as one line of JSON: time (UTC, ISO 8601), level, logger, message, and `extra`
-    fields.
+    """Formats a record as one line of JSON: time (UTC, ISO 8601), level, logger, what is bound, message, and
+    `extra` fields.
     """
 
     def __init__(self, fields: Mapping[str, object] | None = None) -> None:
@@ -44,7 +71,10 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             **self._fields,
+            **_BOUND.get(),
         }
+        for source in _SOURCES:
+            entry.update(source())
         extra = {key: value for key, value in vars(record).items() if key not in self._standard}
         if record.exc_info:
             extra["exception"] = self.formatException(record.exc_info)

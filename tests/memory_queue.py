@@ -251,8 +251,9 @@ class MemoryTrainerQueue:
                 raise Fenced(f"incarnation {self._broker.incarnation} holds the fence")
             self._broker.incarnation = self._incarnation = incarnation
 
-    def dispatch(self, tasks: Sequence[PromptTask]) -> None:
+    def dispatch(self, tasks: Sequence[PromptTask]) -> Sequence[Sending]:
         """See `TrainerQueue.dispatch`."""
+        sendings: list[Sending] = []
         with self._broker.changed:
             self._check_fence()
             for task in tasks:
@@ -261,7 +262,9 @@ class MemoryTrainerQueue:
                 entry, sending = next(self._broker.entries), Sending(self._incarnation, number)
                 self._broker.prompts[entry] = QueuedSending(task.task_id, sending, encode_task(task))
                 self._broker.open[task.task_id] = _Open(sending, 0, entry)
+                sendings.append(sending)
             self._broker.changed.notify_all()
+        return sendings
 
     def read(self, *, after: str, count: int, block_seconds: float) -> Sequence[OutcomeEntry]:
         """See `TrainerQueue.read`."""

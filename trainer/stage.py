@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -21,10 +21,10 @@ from typing import TypeVar
 from prometheus_client import REGISTRY, CollectorRegistry
 from transformers.utils import logging as transformers_logging
 
-from fairlead import inputs, log, watchdog
+from fairlead import inputs, log, tracing, watchdog
 from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.errors import EXIT_CODE, FairleadError, StoppedByGuard, exit_code
-from fairlead.metrics import RunMetrics, StageMetrics, TrainerMetrics
+from fairlead.metrics import RunMetrics, StageMetrics, TraceMetrics, TrainerMetrics
 from fairlead.metrics import page as metrics_page
 from fairlead.nn import allocator
 from trainer import durable, memory, results
@@ -77,7 +77,7 @@ def run(
         log.setup(
             style=config.observe.log_style,
             level=config.observe.log_level,
-            fields={"rank": position.rank} if position.size > 1 else {},
+            fields={"run": config.name} | ({"rank": position.rank} if position.size > 1 else {}),
         )
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         _stop_on_signals()
@@ -92,7 +92,8 @@ def run(
                         worked = True
                         # Metrics of the other ranks would be counted twice.
                         shown = registry if group.is_first else CollectorRegistry()
-                        _work(stage, config, lambda: body(config, new_metrics(shown), group))
+                        with _traced(stage, config, shown) if group.is_first else nullcontext():
+                            _work(stage, config, lambda: body(config, new_metrics(shown), group))
                     code = done or 0
             except FairleadError as error:
                 code = _report(error)
@@ -151,6 +152,19 @@ def _linger(seconds: float) -> None:
         signal.signal(number, lambda _number, _frame: scraped.set())
     logger.info("done; metrics are served for another %g s (observe.linger_seconds)", seconds)
     scraped.wait(seconds)
+
+
+def _traced(stage: str, config: RunConfig, registry: CollectorRegistry) -> AbstractContextManager[None]:
+    """Return what traces PPO; other stages have no tasks."""
+    if stage != "ppo":
+        return nullcontext()
+    return tracing.start(
+        config.observe,
+        run=config.name,
+        process="trainer",
+        counter=lambda: TraceMetrics(registry).count,
+        max_links=config.ppo.tasks_per_update,
+    )
 
 
 def _work(stage: str, config: RunConfig, body: Callable[[], None]) -> None:

@@ -39,8 +39,13 @@ class Tracker:
         incarnation: int = 0,
         tensorboard: bool = True,
         metrics: ProgressMetrics | None = None,
+        on_phase: Callable[[str, float, float], None] | None = None,
     ) -> None:
-        """Start tracking; metrics that an interrupted run wrote for steps after `first_step` are dropped."""
+        """Start tracking; metrics that an interrupted run wrote for steps after `first_step` are dropped.
+
+        `on_phase` is called at the end of every phase, with its name, beginning and end in Unix time.
+        """
+        self._on_phase = on_phase
         self._stage = stage
         self._folder = folder
         self._total = total
@@ -163,6 +168,8 @@ class Tracker:
         }
         with self._folder.phases.open("a", encoding="utf-8") as file:
             file.write(durable.dumps(line) + "\n")
+        if self._on_phase is not None:
+            self._on_phase(self._phase, self._since, now)
 
     def _write_progress(self, *, force: bool) -> None:
         now = time.monotonic()

@@ -29,6 +29,7 @@ from fairlead.cli import (
     serve,
     stages,
     status,
+    traces,
 )
 from fairlead.cli.output import fail, write_any_text
 
@@ -58,7 +59,18 @@ _ORDER = (
         "best-of-n",
         "compare",
     ),
-    *("data", "feedback", "agreement", "export", "export-triton", "report", "status", "audit", "plan"),
+    *(
+        "data",
+        "feedback",
+        "agreement",
+        "export",
+        "export-triton",
+        "report",
+        "status",
+        "audit",
+        "traces",
+        "plan",
+    ),
     *("keys", "k8s"),
 )
 
@@ -132,6 +144,7 @@ export.register(app)
 
 status.register(app)
 audit.register(app)
+traces.register(app)
 plan.register(app)
 keys.register(app)
 k8s.register(app)

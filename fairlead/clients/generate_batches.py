@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 from grpc import aio
 
 from fairlead.errors import CorruptData
 from fairlead.rpc.credentials import Metadata
-from fairlead.rpc.status import REPLICA_LOST, REQUEST_ID, RETRY_PUSHBACK, is_too_large
+from fairlead.rpc.status import REPLICA_LOST, REQUEST_ID, RETRY_PUSHBACK, TRACEPARENT, is_too_large
+from fairlead.tracing import SpanContext
 from fairlead.v1 import policy_service_pb2 as pb
 from fairlead.v1 import policy_service_pb2_grpc as pb_grpc
 
@@ -123,7 +124,7 @@ class GenerateBatches:
         """
         until = time.monotonic() + timeout
         if time.monotonic() < self._without_until:
-            return await self._stub.Generate(request, timeout=timeout, metadata=metadata)
+            return await self._stub.Generate(request, timeout=timeout, metadata=_traced(request, metadata))
         request.timeout_seconds = timeout
         waiting = _Waiting(request, until, asyncio.get_running_loop().create_future())
         batch = self._add(waiting, metadata)
@@ -134,7 +135,7 @@ class GenerateBatches:
             raise
         except _SendSingly:
             left = until - time.monotonic()
-            return await self._stub.Generate(request, timeout=left, metadata=metadata)
+            return await self._stub.Generate(request, timeout=left, metadata=_traced(request, metadata))
         except aio.UsageError as error:
             # Certificates have changed meanwhile: the next attempt uses the new connection.
             raise _error_of(grpc.StatusCode.UNAVAILABLE, f"the connection was replaced: {error}") from error
@@ -179,7 +180,7 @@ class GenerateBatches:
             call = self._stub.GenerateBatch(
                 pb.GenerateBatchRequest(requests=[each.request for each in sent]),
                 timeout=until - time.monotonic(),
-                metadata=batch.metadata,
+                metadata=_untraced(sent[0].request, batch.metadata),
             )
             await self._read(call, batch, sent)
         except aio.AioRpcError as error:
@@ -224,6 +225,23 @@ class GenerateBatches:
         singly = code not in _NO_REQUESTS_FAULT or is_too_large(error)
         for each in batch.unanswered():
             each.fail(_SendSingly() if singly else _copy(error))
+
+
+def _traced(request: pb.GenerateRequest, metadata: Metadata | None) -> Metadata | None:
+    """Return the metadata of a call with one request."""
+    if not request.traceparent:
+        return metadata
+    return (*(metadata or ()), (TRACEPARENT, request.traceparent))
+
+
+def _untraced(request: pb.GenerateRequest, metadata: Metadata | None) -> Metadata | None:
+    """Return the metadata of a call with several requests, each of which has a span of its own: the call has
+    none.
+    """
+    context = SpanContext.parse(request.traceparent)
+    if context is None:
+        return metadata
+    return (*(metadata or ()), (TRACEPARENT, replace(context, is_sampled=False).traceparent))
 
 
 def _expire(waiting: _Waiting) -> None:

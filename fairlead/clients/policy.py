@@ -14,7 +14,7 @@ from typing import TypedDict, Unpack, cast
 
 from grpc import aio
 
-from fairlead import codec
+from fairlead import codec, tracing
 from fairlead.clients.blocking import Blocking
 from fairlead.clients.client import AsyncClient, building, token_limit
 from fairlead.clients.generate_batches import GenerateBatches
@@ -117,6 +117,7 @@ class AsyncPolicyClient(AsyncClient[_Stub]):
             metadata=token_limit(options.get("max_request_tokens")),
             fatal_to_replica=options.get("fatal_to_replica", False),
             exclusive=request.alone,
+            traced=not batched,  # requests share a call only if their metadata is the same
         )
         if len(response.completions) != request.num_samples:
             raise CorruptData(
@@ -205,6 +206,7 @@ def _request(prompt: Prompt, sampling: SamplingParams, options: GenerateOptions)
             sampling=codec.sampling_to_pb(sampling),
             num_samples=options.get("num_samples", 1),
             alone=options.get("exclusive", False),
+            traceparent=tracing.traceparent() or "",
         )
         if isinstance(prompt, str):
             request.text = prompt

@@ -172,11 +172,31 @@ class ObserveSection(Section):
     """Time for which a stage that has ended, and then the supervisor of a run on one machine, still serve
     their metrics, so that Prometheus sees the end: at least two scrape intervals. On a cluster it is 35; a
     signal ends it early."""
+    otlp_endpoint: str = ""
+    """Address of a backend for traces that accepts OTLP over HTTP, such as `http://127.0.0.1:4318`; see
+    [docs/traces.md](traces.md). Empty: no traces, unless the environment has OTEL_EXPORTER_OTLP_ENDPOINT.
+    Needs the extra `otel`."""
+    trace_one_in: int = Field(default=16, ge=1, le=1_000_000_000)
+    """One task of this many is traced, from its dispatch to the gradient step, and one call of this many that
+    comes without a trace. Updates are always traced."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
     rollout_samples: int = Field(default=32, ge=0, le=100_000)
     """Number of answers of every update of PPO that are saved in samples_ppo.jsonl, the first ones of the
     batch."""
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _endpoint_is_valid(cls, url: str) -> str:
+        allowed = "http://HOST:PORT or https://HOST:PORT; credentials in OTEL_EXPORTER_OTLP_HEADERS"
+        try:
+            parts = urllib.parse.urlsplit(url)
+            is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            raise ValueError(allowed) from None
+        if url and (not is_valid or parts.username or parts.query or parts.fragment):
+            raise ValueError(allowed)
+        return url
 
 
 class LocalSection(Section):

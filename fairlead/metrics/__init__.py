@@ -20,7 +20,7 @@ from fairlead.metrics.loop import (
     WorkerMetrics,
 )
 from fairlead.metrics.models import BatcherMetrics, PolicyMetrics, RewardMetrics, WeightsMetrics
-from fairlead.metrics.process import ClientMetrics, ProcessMetrics, RunMetrics, TlsMetrics
+from fairlead.metrics.process import ClientMetrics, ProcessMetrics, RunMetrics, TlsMetrics, TraceMetrics
 from fairlead.metrics.supervisor import SupervisorMetrics
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "StageMetrics",
     "SupervisorMetrics",
     "TlsMetrics",
+    "TraceMetrics",
     "TrainerMetrics",
     "WeightsMetrics",
     "WorkerMetrics",
@@ -53,6 +54,7 @@ AREAS = (
     ProcessMetrics,
     RunMetrics,
     ClientMetrics,
+    TraceMetrics,
     ServerMetrics,
     AccessMetrics,
     TlsMetrics,

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
+from fairlead import tracing
 from fairlead.metrics.buckets import SECONDS
 from fairlead.metrics.series import make_series
 
@@ -108,4 +109,4 @@ class FeedbackMetrics:
     def record(self, route: str, status: int, seconds: float) -> None:
         """Count a request that has ended."""
         self.requests.labels(route, str(status)).inc()
-        self.seconds.labels(route).observe(seconds)
+        self.seconds.labels(route).observe(seconds, exemplar=tracing.exemplar())

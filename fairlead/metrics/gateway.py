@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
+from fairlead import tracing
 from fairlead.metrics.buckets import LONG_SECONDS
 from fairlead.metrics.series import make_series
 
@@ -40,7 +41,7 @@ class GatewayMetrics:
     def record(self, route: str, status: int, seconds: float) -> None:
         """Count a request that has ended."""
         self.requests.labels(route, str(status)).inc()
-        self.seconds.labels(route, f"{status // 100}xx").observe(seconds)
+        self.seconds.labels(route, f"{status // 100}xx").observe(seconds, exemplar=tracing.exemplar())
 
 
 class CollectMetrics:

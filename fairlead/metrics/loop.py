@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
+from fairlead import tracing
 from fairlead.metrics.buckets import AGES, SECONDS
 from fairlead.metrics.series import LateGauge, PhaseClock, ReadMetric, make_series
 from fairlead.metrics.statistics import SIGNALS
@@ -78,6 +80,16 @@ class WorkerMetrics:
         )
         make_series(self.stage_seconds, stage=("generate", "score", "reference", "finish"))
         self.queue_errors = _queue_errors("worker", registry)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure the time of a task in a stage, with its trace as the exemplar."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = self.stage_seconds.labels(stage=name)
+            seconds.observe(time.perf_counter() - begun, exemplar=tracing.exemplar())
 
 
 class TrainerMetrics:

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from fairlead import watchdog
 from fairlead.config import RunConfig
-from fairlead.metrics.series import ReadMetric
+from fairlead.metrics.series import ReadMetric, make_series
 from fairlead.rpc.call_counts import CALLS
 
 COMMIT = "FAIRLEAD_COMMIT"
@@ -60,6 +60,24 @@ class ProcessMetrics:
             _gpu_memory,
             registry=registry,
         )
+
+
+class TraceMetrics:
+    """Traces of every process that sends them."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.spans = Counter(
+            "fairlead_traces_spans_total",
+            "Spans of a process that traces, by result: sent, dropped (too many waited, or it ended), "
+            "failed (the backend did not take them).",
+            ["result"],
+            registry=registry,
+        )
+        make_series(self.spans, result=("sent", "dropped", "failed"))
+
+    def count(self, result: str, number: int) -> None:
+        """Count spans."""
+        self.spans.labels(result=result).inc(number)
 
 
 class RunMetrics:

@@ -22,13 +22,14 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc
 from grpc import aio
 
+from fairlead import tracing
 from fairlead.errors import ConfigError, InvalidInput, ReplicaLost
 from fairlead.rpc import forks
 from fairlead.rpc.call_counts import CALLS
 from fairlead.rpc.credentials import Credentials, Metadata
 from fairlead.rpc.hedging import Hedging
 from fairlead.rpc.retry import Attempts, RetryBudget, RetryPolicy
-from fairlead.rpc.status import has_started, is_lost, pushback_seconds
+from fairlead.rpc.status import TRACEPARENT, has_started, is_lost, pushback_seconds
 
 _Stub = TypeVar("_Stub")
 _Request = TypeVar("_Request")
@@ -214,6 +215,7 @@ class Replicas(Generic[_Stub]):
         metadata: Metadata = (),
         fatal_to_replica: bool = False,
         exclusive: bool = False,
+        traced: bool = True,
     ) -> _Response:
         """Call a unary method, retried on another replica until it succeeds, and return its response.
 
@@ -225,6 +227,7 @@ class Replicas(Generic[_Stub]):
             fatal_to_replica: the request may kill a replica, so it is not retried after a replica died.
             exclusive: the replica computes nothing else meanwhile; the call is not hedged. It waits in the
                 replica until the requests before it have ended; if the replica dies meanwhile, it is retried.
+            traced: send the present span in the metadata; false if the message has it.
 
         Raises:
             ReplicaLost: if a replica died during a call that is `fatal_to_replica`, or after an `exclusive`
@@ -232,7 +235,7 @@ class Replicas(Generic[_Stub]):
             FairleadError: the last error, when it is not transient or no retry is left.
         """
         attempts = self._attempts(timeout_seconds)
-        call_metadata = self._credentials.call_metadata(metadata)
+        call_metadata = self._credentials.call_metadata((*metadata, *_trace()) if traced else metadata)
 
         async def send(replica: Replica[_Stub]) -> _Response:
             began = time.monotonic()
@@ -294,9 +297,10 @@ class Replicas(Generic[_Stub]):
         Raises:
             FairleadError: as `call`, and if the stream breaks after its first response.
         """
+        sent = self._credentials.call_metadata((*metadata, *_trace()))
 
         def begin(stub: _Stub, timeout: float) -> aio.UnaryStreamCall[_Request, _Response]:
-            return method(stub)(request, timeout=timeout, metadata=self._credentials.call_metadata(metadata))
+            return method(stub)(request, timeout=timeout, metadata=sent)
 
         return self._over_streams(
             begin, _messages, self._attempts(timeout_seconds), resumes=False, path=_path(method)
@@ -319,9 +323,10 @@ class Replicas(Generic[_Stub]):
         Raises:
             FairleadError: as `call`.
         """
+        sent = self._credentials.call_metadata(_trace())
 
         def begin(stub: _Stub, timeout: float) -> aio.StreamStreamCall[_Request, _Response]:
-            return method(stub)(timeout=timeout, metadata=self._credentials.metadata)
+            return method(stub)(timeout=timeout, metadata=sent)
 
         return self._over_streams(
             begin, communicate, self._attempts(timeout_seconds), resumes=True, path=_path(method)
@@ -457,6 +462,12 @@ class Replicas(Generic[_Stub]):
 def _path(method: Callable[[_Stub], object]) -> Callable[[Replica[_Stub]], str]:
     """Return what returns the path of a method at a replica, for metrics."""
     return lambda replica: replica.path_of(method(replica.stub))
+
+
+def _trace() -> Metadata:
+    """Return the metadata that names the present span, if this process traces."""
+    header = tracing.traceparent()
+    return () if header is None else ((TRACEPARENT, header),)
 
 
 async def _messages(call: aio.UnaryStreamCall[_Request, _Response]) -> AsyncGenerator[_Response, None]:

@@ -27,6 +27,8 @@ from fairlead.errors import (
 REQUEST_ID = "x-request-id"
 """Header and metadata: names a request in the logs of every process that it passes. Every response made by a
 server has it, errors included."""
+TRACEPARENT = "traceparent"
+"""Header and metadata: the caller's span, as in W3C Trace Context."""
 MAX_REQUEST_TOKENS = "x-max-request-tokens"
 """Metadata of a request: a model service refuses a request with more tokens. The gateway sets it to the limit
 of the caller's API key, since it cannot count tokens itself."""

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fairlead.v1 import tokens_pb2 as fairlead_dot_v1_dot_tokens__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fairlead/v1/policy_service.proto\x12\x0b\x66\x61irlead.v1\x1a\x18\x66\x61irlead/v1/tokens.proto\"\xbd\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x06tokens\x18\x02 \x01(\x0b\x32\x1a.fairlead.v1.TokenSequenceH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x31\n\x0c\x63onversation\x18\x07 \x01(\x0b\x32\x19.fairlead.v1.ConversationH\x00\x12-\n\x08sampling\x18\x04 \x01(\x0b\x32\x1b.fairlead.v1.SamplingParams\x12\x13\n\x0bnum_samples\x18\x05 \x01(\x05\x12/\n\x0bmin_version\x18\x06 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\x12\r\n\x05\x61lone\x18\x08 \x01(\x08\x12\x17\n\x0ftimeout_seconds\x18\t \x01(\x01\x42\x08\n\x06prompt\"W\n\x10GenerateResponse\x12,\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x17.fairlead.v1.Completion\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x05\"F\n\x14GenerateBatchRequest\x12.\n\x08requests\x18\x01 \x03(\x0b\x32\x1c.fairlead.v1.GenerateRequest\"f\n\x12GenerateBatchError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x03 \x01(\x01\x12\x14\n\x0creplica_lost\x18\x04 \x01(\x08\"\x94\x01\n\x13GenerateBatchAnswer\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x31\n\x08response\x18\x02 \x01(\x0b\x32\x1d.fairlead.v1.GenerateResponseH\x00\x12\x30\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1f.fairlead.v1.GenerateBatchErrorH\x00\x42\t\n\x07outcome\"J\n\x15GenerateBatchResponse\x12\x31\n\x07\x61nswers\x18\x01 \x03(\x0b\x32 .fairlead.v1.GenerateBatchAnswer\"F\n\x15GenerateStreamRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.fairlead.v1.GenerateRequest\"m\n\x16GenerateStreamResponse\x12\x14\n\x0csample_index\x18\x01 \x01(\x05\x12&\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x17.fairlead.v1.Completion\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x05\"\x16\n\x14GetPolicyInfoRequest\"\x9a\x01\n\x15GetPolicyInfoResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.fairlead.v1.ModelInfo\x12\x32\n\x0eweight_version\x18\x02 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\x12\x11\n\tmax_slots\x18\x03 \x01(\x05\x12\x13\n\x0bmax_samples\x18\x04 \x01(\x05\x32\xe7\x02\n\rPolicyService\x12G\n\x08Generate\x12\x1c.fairlead.v1.GenerateRequest\x1a\x1d.fairlead.v1.GenerateResponse\x12X\n\rGenerateBatch\x12!.fairlead.v1.GenerateBatchRequest\x1a\".fairlead.v1.GenerateBatchResponse0\x01\x12[\n\x0eGenerateStream\x12\".fairlead.v1.GenerateStreamRequest\x1a#.fairlead.v1.GenerateStreamResponse0\x01\x12V\n\rGetPolicyInfo\x12!.fairlead.v1.GetPolicyInfoRequest\x1a\".fairlead.v1.GetPolicyInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fairlead/v1/policy_service.proto\x12\x0b\x66\x61irlead.v1\x1a\x18\x66\x61irlead/v1/tokens.proto\"\xd2\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x06tokens\x18\x02 \x01(\x0b\x32\x1a.fairlead.v1.TokenSequenceH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x31\n\x0c\x63onversation\x18\x07 \x01(\x0b\x32\x19.fairlead.v1.ConversationH\x00\x12-\n\x08sampling\x18\x04 \x01(\x0b\x32\x1b.fairlead.v1.SamplingParams\x12\x13\n\x0bnum_samples\x18\x05 \x01(\x05\x12/\n\x0bmin_version\x18\x06 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\x12\r\n\x05\x61lone\x18\x08 \x01(\x08\x12\x17\n\x0ftimeout_seconds\x18\t \x01(\x01\x12\x13\n\x0btraceparent\x18\n \x01(\tB\x08\n\x06prompt\"W\n\x10GenerateResponse\x12,\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x17.fairlead.v1.Completion\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x05\"F\n\x14GenerateBatchRequest\x12.\n\x08requests\x18\x01 \x03(\x0b\x32\x1c.fairlead.v1.GenerateRequest\"f\n\x12GenerateBatchError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x03 \x01(\x01\x12\x14\n\x0creplica_lost\x18\x04 \x01(\x08\"\x94\x01\n\x13GenerateBatchAnswer\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x31\n\x08response\x18\x02 \x01(\x0b\x32\x1d.fairlead.v1.GenerateResponseH\x00\x12\x30\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1f.fairlead.v1.GenerateBatchErrorH\x00\x42\t\n\x07outcome\"J\n\x15GenerateBatchResponse\x12\x31\n\x07\x61nswers\x18\x01 \x03(\x0b\x32 .fairlead.v1.GenerateBatchAnswer\"F\n\x15GenerateStreamRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.fairlead.v1.GenerateRequest\"m\n\x16GenerateStreamResponse\x12\x14\n\x0csample_index\x18\x01 \x01(\x05\x12&\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x17.fairlead.v1.Completion\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x05\"\x16\n\x14GetPolicyInfoRequest\"\x9a\x01\n\x15GetPolicyInfoResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.fairlead.v1.ModelInfo\x12\x32\n\x0eweight_version\x18\x02 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\x12\x11\n\tmax_slots\x18\x03 \x01(\x05\x12\x13\n\x0bmax_samples\x18\x04 \x01(\x05\x32\xe7\x02\n\rPolicyService\x12G\n\x08Generate\x12\x1c.fairlead.v1.GenerateRequest\x1a\x1d.fairlead.v1.GenerateResponse\x12X\n\rGenerateBatch\x12!.fairlead.v1.GenerateBatchRequest\x1a\".fairlead.v1.GenerateBatchResponse0\x01\x12[\n\x0eGenerateStream\x12\".fairlead.v1.GenerateStreamRequest\x1a#.fairlead.v1.GenerateStreamResponse0\x01\x12V\n\rGetPolicyInfo\x12!.fairlead.v1.GetPolicyInfoRequest\x1a\".fairlead.v1.GetPolicyInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,25 +33,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fairlead.v1.policy_service_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST']._serialized_start=76
-  _globals['_GENERATEREQUEST']._serialized_end=393
-  _globals['_GENERATERESPONSE']._serialized_start=395
-  _globals['_GENERATERESPONSE']._serialized_end=482
-  _globals['_GENERATEBATCHREQUEST']._serialized_start=484
-  _globals['_GENERATEBATCHREQUEST']._serialized_end=554
-  _globals['_GENERATEBATCHERROR']._serialized_start=556
-  _globals['_GENERATEBATCHERROR']._serialized_end=658
-  _globals['_GENERATEBATCHANSWER']._serialized_start=661
-  _globals['_GENERATEBATCHANSWER']._serialized_end=809
-  _globals['_GENERATEBATCHRESPONSE']._serialized_start=811
-  _globals['_GENERATEBATCHRESPONSE']._serialized_end=885
-  _globals['_GENERATESTREAMREQUEST']._serialized_start=887
-  _globals['_GENERATESTREAMREQUEST']._serialized_end=957
-  _globals['_GENERATESTREAMRESPONSE']._serialized_start=959
-  _globals['_GENERATESTREAMRESPONSE']._serialized_end=1068
-  _globals['_GETPOLICYINFOREQUEST']._serialized_start=1070
-  _globals['_GETPOLICYINFOREQUEST']._serialized_end=1092
-  _globals['_GETPOLICYINFORESPONSE']._serialized_start=1095
-  _globals['_GETPOLICYINFORESPONSE']._serialized_end=1249
-  _globals['_POLICYSERVICE']._serialized_start=1252
-  _globals['_POLICYSERVICE']._serialized_end=1611
+  _globals['_GENERATEREQUEST']._serialized_end=414
+  _globals['_GENERATERESPONSE']._serialized_start=416
+  _globals['_GENERATERESPONSE']._serialized_end=503
+  _globals['_GENERATEBATCHREQUEST']._serialized_start=505
+  _globals['_GENERATEBATCHREQUEST']._serialized_end=575
+  _globals['_GENERATEBATCHERROR']._serialized_start=577
+  _globals['_GENERATEBATCHERROR']._serialized_end=679
+  _globals['_GENERATEBATCHANSWER']._serialized_start=682
+  _globals['_GENERATEBATCHANSWER']._serialized_end=830
+  _globals['_GENERATEBATCHRESPONSE']._serialized_start=832
+  _globals['_GENERATEBATCHRESPONSE']._serialized_end=906
+  _globals['_GENERATESTREAMREQUEST']._serialized_start=908
+  _globals['_GENERATESTREAMREQUEST']._serialized_end=978
+  _globals['_GENERATESTREAMRESPONSE']._serialized_start=980
+  _globals['_GENERATESTREAMRESPONSE']._serialized_end=1089
+  _globals['_GETPOLICYINFOREQUEST']._serialized_start=1091
+  _globals['_GETPOLICYINFOREQUEST']._serialized_end=1113
+  _globals['_GETPOLICYINFORESPONSE']._serialized_start=1116
+  _globals['_GETPOLICYINFORESPONSE']._serialized_end=1270
+  _globals['_POLICYSERVICE']._serialized_start=1273
+  _globals['_POLICYSERVICE']._serialized_end=1632
 # @@protoc_insertion_point(module_scope)

@@ -34,6 +34,7 @@ class GenerateRequest(_message.Message):
     MIN_VERSION_FIELD_NUMBER: _builtins.int
     ALONE_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Id of the request in logs; repeated in retries."""
     text: _builtins.str
@@ -47,6 +48,10 @@ class GenerateRequest(_message.Message):
     timeout_seconds: _builtins.float
     """Deadline in seconds after the service received the request; 0 for the deadline of the call, which counts if
     it is earlier. For requests that share a call.
+    """
+    traceparent: _builtins.str
+    """The caller's span, as in the W3C header of that name. For requests that share a call; of a Generate call the
+    metadata counts.
     """
     @_builtins.property
     def tokens(self) -> _tokens_pb2.TokenSequence:
@@ -80,10 +85,11 @@ class GenerateRequest(_message.Message):
         min_version: _tokens_pb2.WeightVersion | None = ...,
         alone: _builtins.bool = ...,
         timeout_seconds: _builtins.float = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "min_version", b"min_version", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "conversation", b"conversation", "min_version", b"min_version", "num_samples", b"num_samples", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "timeout_seconds", b"timeout_seconds", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "conversation", b"conversation", "min_version", b"min_version", "num_samples", b"num_samples", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "timeout_seconds", b"timeout_seconds", "tokens", b"tokens", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["tokens", "text", "conversation"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015

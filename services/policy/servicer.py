@@ -109,6 +109,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
                 request=asked,
                 request_id=asked.request_id,
                 is_counted=index == 0,
+                traceparent=asked.traceparent,
             )
             if isinstance(found, ErrorReply):
                 return pb.GenerateBatchAnswer(index=index, error=_error(found))

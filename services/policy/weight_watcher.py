@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from fairlead import metrics, watchdog
+from fairlead import metrics, tracing, watchdog
 from fairlead.backoff import Backoff
 from fairlead.errors import (
     CorruptWeights,
@@ -111,8 +111,14 @@ class WeightWatcher:
             if manifest is None or not self._is_wanted(manifest.version):
                 return
             version = manifest.version
-            folder = await self._source.fetch(manifest)
-            await self._engine.load(version, folder, adapter=manifest.adapter, probe=manifest.probe)
+            with (
+                tracing.part_of(tracing.update_context(version.incarnation, version.update)),
+                tracing.span("swap", attributes={"fairlead.version": str(version)}),
+            ):
+                with tracing.span("fetch"):
+                    folder = await self._source.fetch(manifest)
+                with tracing.span("load"):
+                    await self._engine.load(version, folder, adapter=manifest.adapter, probe=manifest.probe)
         except NotFound:
             self.kick()  # pruned while it was fetched, so there is a newer version by now
             return

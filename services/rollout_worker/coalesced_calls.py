@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from fairlead import tracing
 from fairlead.backoff import Backoff, retry
 from fairlead.errors import FairleadError, Overloaded, ReplicaLost, Transient, Unauthenticated, Unavailable
 
@@ -69,14 +70,21 @@ class _Waiting(Generic[_Item, _Result]):
     num_sequences: int
     num_tokens: int
     result: asyncio.Future[_Result]
+    span: tracing.Span | None
 
 
 class CoalescedCalls(Generic[_Item, _Result]):
     """Coalesces the calls of one method. Used within one event loop."""
 
-    def __init__(self, call: BatchCall[_Item, _Result]) -> None:
-        """No call is made before the first item."""
+    def __init__(self, call: BatchCall[_Item, _Result], *, name: str = "joined call") -> None:
+        """No call is made before the first item.
+
+        Args:
+            call: makes a call.
+            name: of its spans.
+        """
         self._call = call
+        self._name = name
         self._waiting: deque[_Waiting[_Item, _Result]] = deque()
         self._in_progress: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
@@ -95,7 +103,9 @@ class CoalescedCalls(Generic[_Item, _Result]):
             [result] = await self._exclusive([item])
             return result
         loop = asyncio.get_running_loop()
-        waiting = _Waiting[_Item, _Result](item, num_sequences, num_tokens, loop.create_future())
+        waiting = _Waiting[_Item, _Result](
+            item, num_sequences, num_tokens, loop.create_future(), tracing.current()
+        )
         self._waiting.append(waiting)
         if len(self._in_progress) < MAX_CALLS:
             self._start()
@@ -141,7 +151,10 @@ class CoalescedCalls(Generic[_Item, _Result]):
             return
         items = [waiting.item for waiting in batch]
         try:
-            results = await (self._exclusive(items) if exclusive else self._call(items, exclusive=False))
+            with tracing.joined(
+                self._name, [each.span for each in batch], attributes={"fairlead.tasks": len(batch)}
+            ):
+                results = await (self._exclusive(items) if exclusive else self._call(items, exclusive=False))
         except ReplicaLost as error:
             if exclusive and len(batch) == 1:
                 _fail(batch, error)

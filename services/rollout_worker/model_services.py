@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from fairlead import watchdog
+from fairlead import tracing, watchdog
 from fairlead.backoff import Backoff, retry
 from fairlead.clients import AsyncReferenceClient
 from fairlead.clients.rollout import RolloutClients, RolloutPrompt, ScoreInputs, generate_and_score
@@ -118,7 +118,7 @@ class ModelServices:
         self._policy = policy
         self._scored_as_text = scored_as_text
         self._metrics = worker_metrics
-        self._scores = CoalescedCalls(self._score)
+        self._scores = CoalescedCalls(self._score, name="reward call")
         self._exclusive_turn = asyncio.Lock()
         self._deaths = LogSummary(logger, level=logging.WARNING)
         self._logprobs: dict[float, CoalescedCalls[_Pairs, _Logprobs]] = {}
@@ -291,7 +291,7 @@ class ModelServices:
             return [tuple(rows) for rows in _split(found, items)]
 
         if temperature not in self._logprobs:
-            self._logprobs[temperature] = CoalescedCalls(call)
+            self._logprobs[temperature] = CoalescedCalls(call, name="reference call")
         return self._logprobs[temperature]
 
     async def _measured(self, stage: str, service: str, call: Awaitable[_T], *, task: int) -> _T:
@@ -301,7 +301,8 @@ class ModelServices:
             InvalidTask: if the service refused the input; the reason names the service.
         """
         with (
-            self._metrics.stage_seconds.labels(stage=stage).time(),
+            tracing.span("reward" if stage == "score" else stage),
+            self._metrics.stage(stage),
             watchdog.PROCESS.waiting(service, f"the {service}'s answer", task=task),
         ):
             try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from fairlead import watchdog
+from fairlead import log, tracing, watchdog
 from fairlead.backoff import Backoff, retry
 from fairlead.config.serving import RolloutWorkerSection
 from fairlead.errors import FairleadError, QueueUnavailable
@@ -163,7 +163,7 @@ class RolloutWorker:
             held.claim = claim
             return
         held = self._claimed[claim.entry_id] = _ClaimedTask(claim)
-        held.work = asyncio.create_task(self._work(held), name=f"task-{claim.task.task_id}")
+        held.work = asyncio.create_task(self._traced_work(held), name=f"task-{claim.task.task_id}")
         held.work.add_done_callback(partial(self._ended, held))
         self.metrics.in_flight.set(len(self._claimed))
 
@@ -172,6 +172,21 @@ class RolloutWorker:
             del self._claimed[held.claim.entry_id]
         self.metrics.in_flight.set(len(self._claimed))
         self._changed.set()
+
+    async def _traced_work(self, held: _ClaimedTask) -> None:
+        claim = held.claim
+        task, sending = claim.task.task_id, claim.sending
+        attributes = {
+            "fairlead.task": task,
+            "fairlead.delivery": claim.deliveries,
+            "fairlead.failures": claim.failures,
+        }
+        with (
+            log.bound(task=task),
+            tracing.part_of(tracing.task_context(task, (sending.incarnation, sending.number))),
+            tracing.span("claim", attributes=attributes),
+        ):
+            await self._work(held)
 
     async def _work(self, held: _ClaimedTask) -> None:
         try:
@@ -196,7 +211,7 @@ class RolloutWorker:
     async def _finish(self, held: _ClaimedTask, result: TaskResult, name: str) -> None:
         if isinstance(result, DeadLetter):
             _log("dead-lettered", held, result, level=logging.WARNING)
-        with self.metrics.stage_seconds.labels(stage="finish").time():
+        with tracing.span("finish", attributes={"fairlead.result": name}), self.metrics.stage("finish"):
             first = await self._call_queue("finish", partial(self.queue.finish, held.claim, result))
         self.metrics.finished.labels(result=name if first else "duplicate").inc()
 

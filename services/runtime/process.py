@@ -16,11 +16,11 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
-from fairlead import config, log, watchdog
+from fairlead import config, log, tracing, watchdog
 from fairlead.config import RunConfig
 from fairlead.config.infrastructure import ObserveSection
 from fairlead.errors import FairleadError, exit_code
-from fairlead.metrics import RunMetrics
+from fairlead.metrics import RunMetrics, TraceMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +47,16 @@ def main(
         # Warnings about the configuration come before it says how to log.
         log.setup()
         settings = _configuration(name, arguments)
-        log.setup(style=settings.observe.log_style, level=settings.observe.log_level)
+        log.setup(
+            style=settings.observe.log_style,
+            level=settings.observe.log_level,
+            fields={"run": settings.name},
+        )
         RunMetrics(settings)
-        asyncio.run(_watched(run(settings), settings.observe))
+        with tracing.start(
+            settings.observe, run=settings.name, process=name, counter=lambda: TraceMetrics().count
+        ):
+            asyncio.run(_watched(run(settings), settings.observe))
     except Stopped:
         # A thread may still be loading a model; exit without waiting for it.
         sys.stderr.flush()

@@ -18,9 +18,9 @@ from typing import Any, NoReturn, Self, TypeVar
 import grpc
 from grpc import aio
 
-from fairlead import metrics
+from fairlead import metrics, tracing
 from fairlead.config.infrastructure import AccessLog
-from fairlead.rpc.status import MAX_REQUEST_TOKENS, REPLICA_LOST, REQUEST_ID, RETRY_PUSHBACK
+from fairlead.rpc.status import MAX_REQUEST_TOKENS, REPLICA_LOST, REQUEST_ID, RETRY_PUSHBACK, TRACEPARENT
 from services.runtime.access.control import (
     AccessControl,
     Caller,
@@ -52,8 +52,23 @@ class _Record:
         _, service, name = method.split("/", 2)
         self.labels = (service, name)
         self._start = time.monotonic()
+        self._start_ns = time.time_ns()
+        self._span = tracing.NO_SPAN
         self._text = ""
         server_metrics.started.labels(*self.labels).inc()
+
+    def trace(self, traceparent: str | None, *, within: bool = False) -> None:
+        """Begin its span; see `tracing.serve`."""
+        service, name = self.labels
+        attributes = {
+            "rpc.system": "grpc",
+            "rpc.service": service,
+            "rpc.method": name,
+            "fairlead.request_id": self._caller.request_id,
+        }
+        self._span = tracing.serve(
+            name, traceparent, start_ns=self._start_ns, within=within, attributes=attributes
+        )
 
     def note_request(self, request: object) -> None:
         """Keep the request's text for the log, if texts are logged."""
@@ -64,7 +79,15 @@ class _Record:
         """Count, time and log it."""
         seconds = time.monotonic() - self._start
         self._metrics.handled.labels(*self.labels, code.name).inc()
-        self._metrics.seconds.labels(*self.labels).observe(seconds)
+        measured = self._metrics.seconds.labels(*self.labels)
+        measured.observe(seconds, exemplar=tracing.exemplar_of(self._span))
+        if self._span.is_recorded:
+            self._span.set(
+                **{"rpc.grpc.status_code": _number(code), "fairlead.tokens": self._caller.num_tokens}
+            )
+            if code is not grpc.StatusCode.OK:
+                self._span.fail(code.name)
+            self._span.end()
         logged = self._access_log in ("plain", "texts") or seconds > _SLOW_SECONDS
         level = logging.INFO if logged else logging.DEBUG
         if logger.isEnabledFor(level):
@@ -108,6 +131,7 @@ class RpcCall:
         sent: dict[str, object] = dict(reversed(tuple(context.invocation_metadata() or ())))
         self._bearer = _text(sent.get("authorization"))
         self._limit = _text(sent.get(MAX_REQUEST_TOKENS))
+        self._traceparent = _text(sent.get(TRACEPARENT))
         self._caller = Caller(request_id=request_id_or_new(_text(sent.get(REQUEST_ID))))
         self._record = _Record(server_metrics, method, self._caller, access_log)
 
@@ -141,6 +165,8 @@ class RpcCall:
         self._caller.max_request_tokens = parse_token_limit(self._limit)
         access.authorize(self._caller, bearer=self._bearer, scope=scope_of(self._method))
         self._access = access
+        # A caller without a valid key makes no spans.
+        self._record.trace(self._traceparent)
         _CALL.set(self)
         return self._caller
 
@@ -165,6 +191,7 @@ class RpcCall:
         request: object,
         request_id: str,
         is_counted: bool,
+        traceparent: str = "",
     ) -> _T | ErrorReply:
         """Run one request of this RPC, which holds several, as an RPC of its own; return its result or error.
 
@@ -177,11 +204,13 @@ class RpcCall:
             request: the request, for the log.
             request_id: identifies it in logs; a new id does if it is not a valid one.
             is_counted: whether the caller's limits count it already, as the RPC itself: true for the first.
+            traceparent: the span that the caller sent with it; without one it is part of that of the RPC.
         """
         assert self._access is not None
         part = self._caller.part(request_id)
         record = _Record(self._metrics, method, part, self._access_log)
         record.note_request(request)
+        record.trace(traceparent, within=True)
         code = grpc.StatusCode.OK
         try:
             async with self._access.part(part, is_counted=is_counted):
@@ -229,6 +258,11 @@ def _cancelled(context: _Context) -> grpc.StatusCode:
 def _known_code(context: _Context) -> grpc.StatusCode:
     code: object = context.code()
     return code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.OK
+
+
+def _number(code: grpc.StatusCode) -> int:
+    number: int = code.value[0]
+    return number
 
 
 def _text(value: object) -> str | None:

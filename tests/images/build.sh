@@ -56,7 +56,7 @@ fi
 # Also the build backend, and a package that Debian's Python 3.11.2 needs and this machine's may not.
 say "wheels"
 "$python" -m pip wheel --quiet --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir "$folder/wheels" \
-    '.[train,triton,feedback,postgres]' hatchling async-timeout
+    '.[train,triton,feedback,postgres,otel]' hatchling async-timeout
 rm -f "$folder"/wheels/fairlead_rlhf-*.whl
 
 for image in light model; do

@@ -18,6 +18,7 @@ from fairlead.metrics import TrainerMetrics
 from fairlead.transports.rollouts.base import OutcomeEntry, QueueStats, TrainerQueue
 from fairlead.transports.weights.base import Ancestor
 from fairlead.types import PromptTask, WeightVersion
+from trainer.ppo import task_traces
 from trainer.ppo.admission import DAMAGED, checked, oldest_update, refusal
 from trainer.ppo.dynamic_sampling import DynamicSampling
 from trainer.ppo.outcome_entries import OutcomeEntries
@@ -103,7 +104,7 @@ class Collector:
             self._events.sent(new, update=update)
             self._sent_at |= dict.fromkeys(new, time.monotonic())
             try:
-                self._queue.dispatch(list(new.values()))
+                self._dispatch(list(new.values()))
             except QueueUnavailable:
                 self._must_reconcile = True
         self._drop_stale()
@@ -175,6 +176,11 @@ class Collector:
         except QueueUnavailable:
             self._must_reconcile = True
             return None
+
+    def _dispatch(self, tasks: Sequence[PromptTask]) -> None:
+        begun = time.time_ns()
+        sendings = self._queue.dispatch(tasks)
+        task_traces.dispatched(tasks, sendings, begun_ns=begun, update=self._update)
 
     def _close(self, task_ids: Sequence[int]) -> list[OutcomeEntry]:
         """Remove tasks from the open ones; return their outcomes."""
@@ -313,7 +319,7 @@ class Collector:
             # From now on these tasks are answered by the current weights.
             version = WeightVersion(incarnation, self._update)
             self._events.sent((task.task_id for task in missing), update=self._update)
-            self._queue.dispatch([replace(task, min_version=version) for task in missing])
+            self._dispatch([replace(task, min_version=version) for task in missing])
             self._answered_by |= dict.fromkeys((task.task_id for task in missing), self._update)
             # A task that this trainer has not sent yet is not sent again: a fresh run begins like this.
             self._count("resent", sum(task.task_id in self._sent_at for task in missing))

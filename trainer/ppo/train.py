@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from fairlead import log
 from fairlead.config import RunConfig
 from fairlead.data.records import load_prompts
 from fairlead.errors import NothingToTrain, StoppedByGuard
@@ -38,6 +39,7 @@ from trainer.ppo.progress import TrainingProgress
 from trainer.ppo.queue_capacity import log_capacity
 from trainer.ppo.retry_queue import QueueRetry
 from trainer.ppo.task_records import Journal, TaskRecords
+from trainer.ppo.task_traces import UpdateTrace
 from trainer.results import config_hash
 from trainer.tracking import Tracker, write_waiting
 
@@ -105,6 +107,7 @@ class PpoTrainer:
         self._checkpoint_update = 0
         self._sent_open_tasks = False
         self._empty_updates = 0
+        self._trace = UpdateTrace()
         log_capacity(config, queue, longest_prompt_bytes=self._prompts.longest_bytes, metrics=metrics)
 
     @property
@@ -141,6 +144,7 @@ class PpoTrainer:
             incarnation=incarnation,
             tensorboard=config.observe.tensorboard,
             metrics=self._metrics,
+            on_phase=self._trace.phase,
         ) as tracker:
             collector = Collector(
                 self._queue,
@@ -154,6 +158,7 @@ class PpoTrainer:
             try:
                 records.events.begun(self._progress.update, config.ppo)
                 self._leader.check_weights()
+                self._trace.begin(self._version)
                 self._publish(tracker)
                 self._send(collector)
                 while self._progress.update < config.ppo.updates and self._monitor.stopped_by is None:
@@ -165,6 +170,7 @@ class PpoTrainer:
                     self._roll_back(self._monitor.stopped_by.update, tracker)
                 return self._finish(tracker)
             finally:
+                self._trace.end()
                 records.close()
                 self._evaluation.close()
 
@@ -244,11 +250,14 @@ class PpoTrainer:
     def _one_update(self, collector: Collector, journal: Journal, tracker: Tracker) -> None:
         update = self._progress.update
         tracker.phase("wait")
+        self._trace.begin(self._incarnation.version(update + 1))
+        log.bind(incarnation=self._incarnation.number, update=update + 1)
         entries = collector.wait(
             size=self._config.ppo.tasks_per_update, dynamic=self._dynamic_sampling(collector)
         )
         aside = collector.set_aside
         figures = self._learn(entries, tracker)
+        self._trace.trained(entries)
         self._commit(collector, tracker)
         figures |= update_metrics.staleness(entries, update=update, metrics=self._metrics)
         # The journal first, the queue last: an entry is deleted only when its outcome is on disk.

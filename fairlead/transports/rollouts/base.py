@@ -197,8 +197,8 @@ class TrainerQueue(Protocol):
         """
         ...
 
-    def dispatch(self, tasks: Sequence[PromptTask]) -> None:
-        """Open a new sending of each task, which closes an older open sending of it."""
+    def dispatch(self, tasks: Sequence[PromptTask]) -> Sequence[Sending]:
+        """Open a new sending of each task, which closes an older open sending of it; return the sendings."""
         ...
 
     def read(self, *, after: str, count: int, block_seconds: float) -> Sequence[OutcomeEntry]:

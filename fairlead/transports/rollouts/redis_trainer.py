@@ -114,8 +114,9 @@ class RedisTrainerQueue:
             self._numbers = _Numbers()
         self._run("take_fence", [self._owner])
 
-    def dispatch(self, tasks: Sequence[PromptTask]) -> None:
+    def dispatch(self, tasks: Sequence[PromptTask]) -> Sequence[Sending]:
         """See `TrainerQueue.dispatch`. After an error, some of the tasks may have been sent."""
+        sendings: list[Sending] = []
         for batch in _batches(tasks):
             arguments: list[str | int | bytes] = [self._fence_owner()]
             for task in batch:
@@ -123,6 +124,8 @@ class RedisTrainerQueue:
             numbers = self._run("dispatch", arguments)
             for task, number in zip(batch, numbers, strict=True):
                 self._numbers.note(task.task_id, number)
+                sendings.append(Sending(int(self._owner.partition(":")[0]), number))
+        return sendings
 
     def read(self, *, after: str, count: int, block_seconds: float) -> Sequence[OutcomeEntry]:
         """See `TrainerQueue.read`."""

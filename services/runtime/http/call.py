@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from fairlead.errors import DeadlineExceeded, InvalidInput
-from fairlead.rpc.status import REQUEST_ID
+from fairlead.rpc.status import REQUEST_ID, TRACEPARENT
 from services.runtime.access.control import request_id_or_new
 
 TIMEOUT_HEADER = "x-request-timeout"
@@ -34,6 +34,8 @@ class HttpCall:
     """The value of the header Authorization, or that of X-API-Key in its form."""
     timeout: bytes | None = None
     """The value of the header X-Request-Timeout, as received."""
+    traceparent: str | None = None
+    """The value of the header traceparent, as received."""
     stream_status: int | None = None
     """HTTP status of the error that ended a response after its start; None if there was none."""
 
@@ -54,6 +56,8 @@ class HttpCall:
             shown = b"Bearer " + key
         call.authorization = None if shown is None else shown.decode("latin-1")
         call.timeout = found.get(TIMEOUT_HEADER.encode())
+        traceparent = found.get(TRACEPARENT.encode())
+        call.traceparent = None if traceparent is None else traceparent.decode("latin-1")
         return call
 
     def apply_timeout(self) -> None:
@@ -82,7 +86,7 @@ class HttpCall:
 
 
 _API_KEY = b"x-api-key"
-_READ = {TIMEOUT_HEADER.encode(), REQUEST_ID.encode(), b"authorization", _API_KEY}
+_READ = {TIMEOUT_HEADER.encode(), REQUEST_ID.encode(), b"authorization", _API_KEY, TRACEPARENT.encode()}
 
 
 def _seconds(value: bytes) -> float:

@@ -17,6 +17,7 @@ from typing import Protocol
 from prometheus_client import Gauge
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fairlead import tracing
 from fairlead.config.http import HttpSection
 from fairlead.config.infrastructure import AccessLog
 from fairlead.errors import DeadlineExceeded, Overloaded, PermissionDenied, Unauthenticated, Unavailable
@@ -138,6 +139,8 @@ class HttpEdge:
         if self._service.browsers is not None and path_of(scope) not in _UNLOGGED:
             self._service.browsers.check(scope["method"], scope["headers"])
         await self._service.authorize(exchange.caller, call, scope)
+        if path_of(scope) not in _UNLOGGED:
+            exchange.trace()
         with self._slot(limited=path_of(scope) not in _UNLOGGED):
             async with self._access.request(exchange.caller):
                 try:
@@ -176,6 +179,8 @@ class HttpEdge:
         route = self._service.route_of(path)
         self._metrics.record(route, status, seconds)
         self._access.count_tokens(exchange.caller)
+        if exchange.span.is_recorded:
+            exchange.end_span(status)
         unlogged = self._access_log == "off" or path in _UNLOGGED
         if unlogged or not self._logger.isEnabledFor(logging.INFO):
             return
@@ -206,6 +211,8 @@ class _HttpExchange:
         self._send = send
         self._disconnected = asyncio.Event()
         self.started = time.monotonic()
+        self._started_ns = time.time_ns()
+        self.span = tracing.NO_SPAN
         self.call: HttpCall | None = None
         self.caller = Caller("")
         self.body = bytearray()
@@ -224,6 +231,27 @@ class _HttpExchange:
         """The status for logs and metrics: that of the failure if a stream broke off."""
         broken = self.call.stream_status if self.call is not None else None
         return broken or self.status
+
+    def trace(self) -> None:
+        """Begin the span of the request, whose caller is known; see `tracing.serve`."""
+        assert self.call is not None
+        route = self._service.route_of(path_of(self._scope))
+        attributes = {
+            "http.request.method": self._scope["method"],
+            "url.path": path_of(self._scope)[:200],
+            "fairlead.request_id": self.request_id,
+        }
+        name = f"{self._scope['method']} {route}"
+        self.span = tracing.serve(
+            name, self.call.traceparent, start_ns=self._started_ns, attributes=attributes
+        )
+
+    def end_span(self, status: int) -> None:
+        """End its span with a status."""
+        self.span.set(**{"http.response.status_code": status, "fairlead.tokens": self.caller.num_tokens})
+        if status >= 500:
+            self.span.fail(str(status))
+        self.span.end()
 
     async def read_body(self, *, limit: int) -> None:
         """Receive the body, and decompress it if it is compressed.
