@@ -28,6 +28,7 @@ def child(name: str, program: str, *arguments: object, **fields: object) -> Proc
 
 def supervisor(folder: RunFolder, *specs: ProcessSpec, **settings: object) -> Supervisor:
     finished = settings.pop("finished", lambda: True)
+    observed = settings.pop("observed", None)
     standby, environment = settings.pop("standby", None), settings.pop("environment", dict(os.environ))
     local = LocalSection(**({"backoff_seconds": 0.05, "drain_seconds": 5.0} | settings))  # type: ignore[arg-type]
     return Supervisor(
@@ -37,6 +38,7 @@ def supervisor(folder: RunFolder, *specs: ProcessSpec, **settings: object) -> Su
         environment=environment,  # type: ignore[arg-type]
         finished=finished,  # type: ignore[arg-type]
         standby=standby,  # type: ignore[arg-type]
+        observed=observed,  # type: ignore[arg-type]
     )
 
 

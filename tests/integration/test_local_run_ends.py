@@ -14,13 +14,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from prometheus_client import CollectorRegistry
 
 from fairlead.config import RunFolder
 from fairlead.errors import ProcessFailed
 from fairlead.local.process import State
 from fairlead.local.restart_policy import RunOutcome
 from fairlead.local.run_files import MARK, RunLock, read_pids, running_pids, write_pids
+from fairlead.local.supervisor import Observed
+from fairlead.metrics import SupervisorMetrics
 from tests.integration.supervised import FOREVER, child, lines, process, run_folder, run_while, supervisor
+from tests.metric_values import total
 from tests.waiting import until
 
 # Records SIGTERM and its end; takes `slow` seconds to drain.
@@ -183,3 +187,42 @@ def test_second_supervisor_is_refused(folder: RunFolder):
         )
     with RunLock(folder):
         pass
+
+
+async def test_metrics_and_targets_follow_the_processes(folder: RunFolder):
+    registry = CollectorRegistry()
+    metrics = SupervisorMetrics(["a-0", "b"], registry)
+    run = supervisor(
+        folder,
+        child("a-0", FOREVER, metrics="127.0.0.1:7001"),
+        child("b", "raise SystemExit(1)", metrics="127.0.0.1:7002"),
+        backoff_seconds=30,
+        observed=Observed(metrics, address="127.0.0.1:7003", run="mine", scheme="https"),
+    )
+
+    def targets() -> dict[str, dict[str, object]]:
+        if not folder.targets.exists():
+            return {}
+        return {entry["labels"]["process"]: entry for entry in json.loads(folder.targets.read_text())}
+
+    async def during() -> None:
+        await until(
+            lambda: process(run, "b").state is State.BACKOFF and set(targets()) == {"a-0", "supervisor"}
+        )
+        assert targets()["a-0"] == {
+            "targets": ["127.0.0.1:7001"],
+            "labels": {"run": "mine", "process": "a-0", "service": "a", "__scheme__": "https"},
+        }
+        assert total(registry, "fairlead_supervisor_restarts_total", process="b", reason="exit") == 1
+        assert total(registry, "fairlead_supervisor_process_state", process="b", state="restarting") == 1
+        assert total(registry, "fairlead_run_outcome") == 0
+        run.stop(RunOutcome(5, "a guard"))
+
+    await run_while(run, during)
+    assert total(registry, "fairlead_run_outcome", code="5") == 1
+    assert set(targets()) == {"supervisor"}
+    lingering = asyncio.create_task(run.linger(3_600.0))
+    await asyncio.sleep(0)
+    run.stop(RunOutcome(130, "a second signal ends it"))
+    await asyncio.wait_for(lingering, 30)
+    assert targets() == {}

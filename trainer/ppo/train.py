@@ -40,6 +40,7 @@ from trainer.ppo.queue_capacity import log_capacity
 from trainer.ppo.retry_queue import QueueRetry
 from trainer.ppo.task_records import Journal, TaskRecords
 from trainer.ppo.task_traces import UpdateTrace
+from trainer.ppo.utilization import Utilization
 from trainer.results import config_hash
 from trainer.tracking import Tracker, write_waiting
 
@@ -108,6 +109,8 @@ class PpoTrainer:
         self._sent_open_tasks = False
         self._empty_updates = 0
         self._trace = UpdateTrace()
+        self._utilization = Utilization.of(config, self.models.device, num_gpus=self.models.group.size)
+        self._tokens_read = 0
         log_capacity(config, queue, longest_prompt_bytes=self._prompts.longest_bytes, metrics=metrics)
 
     @property
@@ -296,6 +299,7 @@ class PpoTrainer:
             self._note_empty_update(entries)
             return {"tokens": 0.0, "kl_coefficient": self._learner.kl_coefficient(update)}
         self._empty_updates = 0
+        self._tokens_read = sum(len(sequence.token_ids) for sequence in rollouts.sequences)
         figures = self._leader.learn(rollouts, update=update, on_phase=tracker.phase)
         return figures | self._monitor.observe(rollouts, figures, update=update + 1)
 
@@ -407,6 +411,8 @@ class PpoTrainer:
         figures |= update_metrics.queue_sizes(collector.stats(), self._metrics)
         if self._metrics is not None:
             self._metrics.tokens.inc(figures["tokens"])
+            if self._utilization is not None and (seconds := figures.get("seconds_train")):
+                self._metrics.mfu.set(self._utilization.ratio(tokens=self._tokens_read, seconds=seconds))
         tracker.record(update, figures)
         logger.info(
             "update %d of %d: reward %.3f, KL %.3f",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from fairlead.config import load
-from fairlead.errors import Fenced, ModelLoadError, Stalled
+from fairlead.errors import Fenced, ModelLoadError, Stalled, StoppedByGuard
 from fairlead.metrics import TrainerMetrics
 from trainer import stage
 from trainer.results import config_hash
@@ -118,3 +119,19 @@ def test_config_hash_depends_on_settings_that_determine_the_result():
     assert plain == config_hash("sft", load(overrides={"observe.log_level": "DEBUG"}))
     assert plain != config_hash("sft", load(overrides={"sft.epochs": 9}))
     assert plain != config_hash("sft", load(overrides={"seed": 1}))
+
+
+@pytest.mark.parametrize("error", [None, StoppedByGuard("kl is 11")])
+def test_stage_that_has_ended_serves_its_metrics_until_a_signal(run, error):
+    class Stop(logging.Handler):
+        def emit(self, record):
+            if "metrics are served" in record.getMessage():
+                signal.raise_signal(signal.SIGTERM)
+
+    handler = Stop()
+    stage.logger.addHandler(handler)
+    try:
+        code = run(Body(error), "--set", "observe.linger_seconds=3600")
+    finally:
+        stage.logger.removeHandler(handler)
+    assert code == (5 if error else 0)  # not that of the signal

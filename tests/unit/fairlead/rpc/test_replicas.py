@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from fairlead.clients import AsyncPolicyClient, AsyncRewardClient
 from fairlead.errors import (
@@ -19,9 +20,11 @@ from fairlead.errors import (
     StaleWeights,
     Unavailable,
 )
+from fairlead.metrics import ClientMetrics
 from fairlead.rpc.retry import RetryBudget, RetryPolicy
 from fairlead.types import SamplingParams
 from fairlead.v1 import policy_service_pb2_grpc
+from tests.metric_values import total
 from tests.unit.fairlead.rpc.rpc_world import FAST, Replica, Streamer, dead_address, serving
 
 MANY_ATTEMPTS = RetryPolicy(max_attempts=200, initial_backoff_seconds=0.05, max_backoff_seconds=0.2)
@@ -342,3 +345,35 @@ async def test_stream_is_retried_only_before_its_first_message():
                 seen.append(piece.token_ids)
         assert seen == [(0,)]
         assert streamer.calls == 4
+
+
+async def test_attempts_and_retries_are_counted_for_metrics():
+    registry = CollectorRegistry()
+    ClientMetrics(registry)
+    labels = {"grpc_service": "fairlead.v1.RewardService", "grpc_method": "Score"}
+
+    def counts() -> tuple[float, float, float]:
+        return (
+            total(registry, "grpc_client_handled_total", **labels, grpc_code="OK"),
+            total(registry, "grpc_client_handled_total", **labels, grpc_code="UNAVAILABLE"),
+            total(registry, "fairlead_client_retries_total", service="reward", reason="UNAVAILABLE"),
+        )
+
+    before = counts()
+    async with serving(Replica("a", raising(Unavailable("not now"), times=2))) as address:
+        async with AsyncRewardClient(address, retry=FAST) as client:
+            assert (await client.score(ITEM)).model_version == "a"
+    assert [after - first for after, first in zip(counts(), before, strict=True)] == [1, 2, 2]
+    assert total(registry, "fairlead_client_budget_exhausted_total", service="reward") >= 0
+
+
+async def test_call_without_budget_is_counted():
+    registry = CollectorRegistry()
+    ClientMetrics(registry)
+    policy = RetryPolicy(budget_tokens=0.0, budget_per_second=0.0, initial_backoff_seconds=0.01)
+    before = total(registry, "fairlead_client_budget_exhausted_total", service="reward")
+    async with serving(Replica("a", raising(Unavailable("not now")))) as address:
+        async with AsyncRewardClient(address, retry=policy) as client:
+            with pytest.raises(Unavailable):
+                await client.score(ITEM)
+    assert total(registry, "fairlead_client_budget_exhausted_total", service="reward") == before + 1

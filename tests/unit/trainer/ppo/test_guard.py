@@ -187,6 +187,11 @@ def test_alerts_are_logged_once_per_change(caplog: pytest.LogCaptureFixture):
         levels.append(registry.get_sample_value("fairlead_trainer_guard", {"signal": "kl"}))
         assert (guard.stopped_by is not None) == (update >= 6)
     assert levels == [0, 1, 1, 0, 1, 2, 2]
+    crossings = [
+        registry.get_sample_value("fairlead_trainer_guard_crossings_total", {"signal": "kl", "level": level})
+        for level in ("warn", "stop")
+    ]
+    assert crossings == [2, 1]
     found = [(alert.signal, alert.update, alert.level) for alert in guard.alerts]
     assert found == [("kl", 2, "warn"), ("kl", 5, "warn"), ("kl", 6, "stop")]
     assert guard.stopped_by == Alert("kl", 6, 11.0, 10.0, "stop")
