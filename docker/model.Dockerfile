@@ -29,6 +29,9 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/log/*
 COPY --from=build /opt/fairlead /opt/fairlead
 ENV PATH=/opt/fairlead/bin:/usr/bin:/bin HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# The commit in `fairlead_build_info`: --build-arg FAIRLEAD_COMMIT=$(git rev-parse HEAD)
+ARG FAIRLEAD_COMMIT
+ENV FAIRLEAD_COMMIT=${FAIRLEAD_COMMIT}
 USER 10001:10001
 WORKDIR /tmp
 ENTRYPOINT ["/usr/bin/tini", "--"]

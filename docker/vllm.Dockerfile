@@ -19,6 +19,9 @@ RUN python3 -m pip freeze --exclude-editable | grep -v ' @ ' >/tmp/installed.txt
     && ln -sf "$(command -v python3)" /usr/local/bin/python \
     && rm -rf /src /tmp/installed.txt
 ENV HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# The commit in `fairlead_build_info`: --build-arg FAIRLEAD_COMMIT=$(git rev-parse HEAD)
+ARG FAIRLEAD_COMMIT
+ENV FAIRLEAD_COMMIT=${FAIRLEAD_COMMIT}
 USER 10001:10001
 WORKDIR /tmp
 ENTRYPOINT ["/usr/bin/tini", "--"]

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
@@ -92,13 +93,14 @@ class RunMetrics:
         """
         self.build = Gauge(
             "fairlead_build_info",
-            "1; the labels are the versions of Fairlead, its commit (in images), Python and torch.",
+            "1; the labels are the version of Fairlead, its commit (of an image or a checkout), and the versions "
+            "of Python and torch.",
             ["version", "commit", "python", "torch"],
             registry=registry,
         )
         self.build.labels(
             version=_version("fairlead-rlhf"),
-            commit=os.environ.get(COMMIT, ""),
+            commit=_commit(),
             python=platform.python_version(),
             torch=_version("torch"),
         ).set(1)
@@ -165,6 +167,20 @@ def recipe_hash(config: RunConfig) -> str:
     sections = {name: getattr(config, name).model_dump(mode="json") for name in _RECIPE}
     text = json.dumps({"seed": config.seed, **sections}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _commit() -> str:
+    """Return the commit of the image or of the checkout; empty if neither is known."""
+    if found := os.environ.get(COMMIT):
+        return found
+    git = Path(__file__).parents[2] / ".git"
+    try:
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        if head.startswith("ref: "):
+            head = (git / head.removeprefix("ref: ")).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+    return head
 
 
 def _version(package: str) -> str:

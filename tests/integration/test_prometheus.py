@@ -1,4 +1,6 @@
-"""A real Prometheus on real runs: SFT, then six updates of PPO with a gateway, found through targets.json."""
+"""A real Prometheus on real runs, found through targets.json: SFT, six updates of PPO with a gateway, and a
+run that its guard stops.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,22 @@ SETTINGS = (
     "observe.linger_seconds=4",
     "keys.file=keys.json",
 )
+STOPPED = [
+    part
+    for setting in (
+        "name=guarded",
+        "ppo.updates=4",
+        "guard.action=stop",
+        "guard.kl_stop_above=-100",
+        "observe.linger_seconds=3",
+    )
+    for part in ("--set", setting)
+]
+"""Flags of a run that its guard stops after the first update."""
 ABSENT = {
     "fairlead_process_gpu_memory_bytes": "no GPU",
     "fairlead_trainer_mfu_ratio": "no GPU",
+    "fairlead_traces_spans_total": "traces are off",
     "fairlead_tls_reload_failures_total": "no TLS",
 }
 """Documented metrics that these runs do not have, and why."""
@@ -55,7 +70,7 @@ ABSENT = {
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Two runs that have ended, and the Prometheus that observed them."""
+    """Runs that have ended, and the Prometheus that observed them."""
 
     server: Prometheus
     ppo: RunFolder
@@ -102,7 +117,8 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     sft = sft_run(folder / "sft", epochs=2).model_copy(update={"name": "tiny-sft", "runs": folder / "runs"})
     sft = sft.model_copy(update={"observe": sft.observe.model_copy(update={"linger_seconds": 2.0})})
     save(sft, folder / "sft.toml")
-    observing = prometheus(folder, TABLE.SCRAPE, runs=("tiny", "tiny-sft"), interval="250ms")
+    runs = ("tiny", "tiny-sft", "guarded")
+    observing = prometheus(folder, TABLE.SCRAPE, runs=runs, interval="250ms")
     with observing as server, contextlib.ExitStack() as stack:
         command = [sys.executable, "-m", "fairlead.cli", "sft", "sft.toml"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
@@ -121,6 +137,9 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
             at = time.time()
             code, output = run.finish(seconds=300)
             assert code == 0, output + run.log_tails()
+        with started(file, *STOPPED) as run:
+            code, output = run.finish(seconds=300)
+            assert code == 5, output
         yield Observed(server, run.folder, sft.folder, at)
     assert os.environ.get("FAIRLEAD_API_KEY") != own
 
@@ -183,13 +202,26 @@ def test_the_end_of_both_runs_was_seen(observed: Observed):
         [(_, value)] = observed.server.query(f"max(max_over_time({metric}[30m]))")
         return value
 
-    assert last("fairlead_trainer_update") == last("fairlead_trainer_target_updates") == UPDATES
-    assert last('fairlead_trainer_phase{phase="done"}') == 1
+    assert last('fairlead_trainer_update{run="tiny"}') == UPDATES
+    assert last('fairlead_trainer_target_updates{run="tiny"}') == UPDATES
+    assert last('fairlead_trainer_phase{run="tiny", phase="done"}') == 1
     assert last('fairlead_run_outcome{run="tiny", code="0"}') == 1
-    assert last('fairlead_run_outcome{code!="0"}') == 0
+    assert last('fairlead_run_outcome{run=~"tiny.*", code!="0"}') == 0
     assert last('fairlead_stage_step{stage="sft"}') == last('fairlead_stage_total_steps{stage="sft"}') > 0
     assert last('fairlead_run_outcome{run="tiny-sft", code="0"}') == 1
     assert last("fairlead_supervisor_restarts_total") == 0
+
+
+def test_stop_by_the_guard_was_seen(observed: Observed):
+    def found(promql: str) -> float:
+        [(_, value)] = observed.server.query(promql)
+        return value
+
+    crossings = 'fairlead_trainer_guard_crossings_total{run="guarded", signal="kl", level="stop"}'
+    assert found(f"increase({crossings}[30m])") > 0
+    assert found('max_over_time(fairlead_trainer_guard{run="guarded", signal="kl"}[30m])') == 2
+    assert found('max_over_time(fairlead_run_outcome{run="guarded", code="5"}[30m])') == 1
+    assert found('max(max_over_time(fairlead_trainer_guard{run="tiny"}[30m]))') < 2
 
 
 def test_queries_of_the_page_return_data(observed: Observed):
