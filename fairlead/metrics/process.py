@@ -93,8 +93,8 @@ class RunMetrics:
         """
         self.build = Gauge(
             "fairlead_build_info",
-            "1; the labels are the version of Fairlead, its commit (of an image or a checkout), and the versions "
-            "of Python and torch.",
+            "1; the labels are the version of Fairlead, its commit (of an image or a checkout), and the "
+            "versions of Python and torch.",
             ["version", "commit", "python", "torch"],
             registry=registry,
         )

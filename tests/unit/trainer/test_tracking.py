@@ -7,9 +7,11 @@ import json
 import time
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from fairlead import watchdog
 from fairlead.config import RunFolder
+from fairlead.metrics import StageMetrics
 from trainer.tracking import Tracker
 
 
@@ -68,3 +70,29 @@ def test_reports_while_waiting_for_rollouts_extend_the_limit_of_a_hang_and_not_t
         assert waiting().since == since
         tracker.phase("done")
         assert not waiting().limited
+
+
+def test_stage_without_services_reports_steps_phases_and_figures(tmp_path):
+    registry = CollectorRegistry()
+    metrics = StageMetrics("reward_model", registry)
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"fairlead_stage_{name}", {"stage": "reward_model", **labels})
+
+    assert value("last_step_timestamp_seconds") is None
+    with Tracker(
+        "reward_model", RunFolder(tmp_path / "run"), total=9, tensorboard=False, metrics=metrics
+    ) as tracker:
+        begun = value("last_step_timestamp_seconds")
+        assert begun is not None
+        tracker.phase("train")
+        assert [value("phase", phase=phase) for phase in ("start", "train", "done")] == [0, 1, 0]
+        tracker.record(4, {"loss": 0.5})
+        assert (value("step"), value("total_steps"), value("figure", name="loss")) == (4, 9, 0.5)
+        assert (value("last_step_timestamp_seconds") or 0) >= begun
+        tracker.phase("done")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "phases.jsonl").read_text().splitlines()]
+    logged = sum(line["end"] - line["start"] for line in lines if line["phase"] == "train")
+    assert value("phase_seconds_total", phase="train") == pytest.approx(logged, abs=0.01)
+    ended = value("phase_seconds_total", phase="done")
+    assert value("phase_seconds_total", phase="done") == ended
