@@ -76,8 +76,8 @@ def test_stage_without_services_reports_steps_phases_and_figures(tmp_path):
     registry = CollectorRegistry()
     metrics = StageMetrics("reward_model", registry)
 
-    def value(name: str, **labels: str) -> float | None:
-        return registry.get_sample_value(f"fairlead_stage_{name}", {"stage": "reward_model", **labels})
+    def value(metric: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"fairlead_stage_{metric}", {"stage": "reward_model", **labels})
 
     assert value("last_step_timestamp_seconds") is None
     with Tracker(
