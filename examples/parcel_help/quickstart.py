@@ -18,7 +18,7 @@ from examples.parcel_help import break_it, corpus, fresh_labels, methods, people
 from examples.parcel_help.files import Files
 from fairlead import log
 from fairlead.config import RunConfig, load, parse_overrides
-from fairlead.errors import ConfigError, FairleadError
+from fairlead.errors import ConfigError, FairleadError, StoppedByGate, exit_code
 from fairlead.rounds.configuration import round_config
 from fairlead.rounds.files import write_rows
 from fairlead.rounds.iteration import STEPS_BEFORE, STEPS_OF_A_ROUND, Iteration, steps_key
@@ -136,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_quickstart(config, fresh=options.fresh, console=console, num_rounds=options.rounds)
     except FairleadError as error:
         sys.stderr.write(f"error: {error}\n")
-        return error.code if isinstance(error, StageStopped) else 2
+        if isinstance(error, StageStopped):
+            return error.code
+        return exit_code(error) if isinstance(error, StoppedByGate) else 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command continues\n")
         return 130

@@ -93,6 +93,8 @@ def quickstart(
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / "examples" / "parcel_help" / "__main__.py").is_file():
         fail(f"the quickstart needs a source checkout; {checkout / 'fairlead'} is not in one")
+    need("train")
+    need("feedback")
     environment = dict(os.environ)
     paths = [str(checkout), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
