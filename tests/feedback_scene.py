@@ -85,11 +85,13 @@ def populate(store: Store, *, tasks: int = 24) -> Scene:
     store.prompts.add([NewPrompt((Message("user", "I am Eva, 030 123456."),), source="gateway", state="new")])
     people = [store.people.add(NewPerson("labeler", handle, active=True)).id for handle in LABELERS]
     store.people.add(NewPerson("labeler", "emil", cohort="heldout"))
-    store.people.add(NewPerson("judge", "judge-7b"))
+    judge = store.people.add(NewPerson("judge", "judge-7b"))
     for turn in range(tasks):
         for person, handle in zip(people, LABELERS, strict=True):
             _judge(store, known.id, person, chance, is_random=handle == "dora", skips=turn % 9 == 8)
+        _judge(store, known.id, judge.id, chance, is_random=turn % 2 == 0, skips=False)
     snapshot = store.snapshots.make(Filter(known.id)).digest
+    _rounds(store, known.id)
     lead = store.people.add(NewPerson("labeler", "lena", role="lead", active=True))
     task = next(one for one in store.tasks.page(known.id) if one.state == "closed")
     ranks = {answer: place for place, answer in enumerate(task.answers, start=1)}
@@ -101,6 +103,18 @@ def populate(store: Store, *, tasks: int = 24) -> Scene:
     for number, (kind, answers) in enumerate(written):
         store.tasks.add(known.id, [_task(100 + number, answers, kind=kind, priority=-number)])
     return Scene("default", snapshot, task.id)
+
+
+def _rounds(store: Store, project: str) -> None:
+    """Let a run have finished the first round, and wait for judgments of the second."""
+    made_from = store.snapshots.make(Filter(project, rounds=(0,))).digest
+    details = {"run": "help", "round": 0}
+    place = "/runs/help/round-0"
+    store.artifacts.add("reward_model", "9" * 64, [made_from], place=f"{place}/reward_model", details=details)
+    store.artifacts.add("policy", "8" * 64, ["9" * 64], place=f"{place}/policy", details=details)
+    gate = {"accuracy": 0.71, "accuracy_before": 0.5, "difference": 0.21, "pairs": 120, "passes": True}
+    store.rounds.report(project, "help", 0, {"step": "evaluate", "state": "done", "gate": gate})
+    store.rounds.report(project, "help", 1, {"step": "judgments", "wanted": 200})
 
 
 def _task(number: int, answers: int, *, kind: str = "rank", priority: int = 0) -> NewTask:

@@ -340,6 +340,25 @@ class FeedbackClient:
         assert isinstance(found, dict)
         return found
 
+    def report_round(
+        self, run: str, number: int, *, project: str | None = None, **changes: object
+    ) -> dict[str, Any]:
+        """Report how far a run is with a round, which the page *Rounds* shows.
+
+        Args:
+            run: name of the run.
+            number: of the round.
+            project: name of the project.
+            **changes: `step`, `state`, `message`, `wanted` and `gate` of the API; others stay.
+
+        Raises:
+            FairleadError: see `Connection.request`.
+        """
+        body = changes | ({"project": project} if project else {})
+        found = self.call("PUT", f"/rounds/{quote(run, safe='')}/{number}", body)
+        assert isinstance(found, dict)
+        return found
+
     def _hand_in(self, assignment: str, body: Mapping[str, object]) -> Receipt:
         headers = {"idempotency-key": secrets.token_hex(16)}
         path = f"{_API}/assignments/{quote(assignment)}/judgment"

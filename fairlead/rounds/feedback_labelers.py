@@ -99,6 +99,10 @@ class FeedbackLabelers:
         self._given[number] = len(found)
         self.show(f"{len(found)} tasks of round {number} are with the labelers, {new} of them new")
 
+    def wanted(self, number: int) -> int:
+        """Return how many judgments of a round, without those of held-out people, are waited for."""
+        return min(self.wanted_judgments, self._given.get(number, self.wanted_judgments))
+
     def wait(self, number: int, *, beyond: int | None = None) -> None:
         """Wait until there are enough judgments of a round. Its tasks stay open, see `close`.
 
@@ -110,7 +114,7 @@ class FeedbackLabelers:
             Stalled: nobody judged anything for `longest_wait_seconds`.
             FairleadError: as the client says.
         """
-        wanted = min(self.wanted_judgments, self._given.get(number, self.wanted_judgments))
+        wanted = self.wanted(number)
         least = 0 if beyond is None else beyond + max(1, beyond // _MORE)
         judged = _Judged(number, self.project)
         known, changed, shown, asked = 0, time.monotonic(), 0.0, beyond is None

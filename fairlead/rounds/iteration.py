@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fairlead.config import RunConfig
@@ -22,7 +23,7 @@ from fairlead.data.chat import question
 from fairlead.data.judged import judged, newest
 from fairlead.data.lines import Line
 from fairlead.data.records import heldout_names, is_heldout
-from fairlead.errors import CorruptData, StoppedByGate
+from fairlead.errors import CorruptData, FairleadError, StoppedByGate
 from fairlead.judgments import Agreement, agreement
 from fairlead.local.serving import score, serving
 from fairlead.rounds import gate
@@ -85,6 +86,7 @@ class Iteration:
         """
         files = files_of(self.loop.config)
         self.labelers.give(number, read_answers(files.of_round(number, "tasks")))
+        self._report(number, wanted=self.labelers.wanted(number))
         self.labelers.wait(number, beyond=self._stopped_at(number))
         for known in range(number + 1):
             rankings, digest = self.labelers.ranked(known)
@@ -128,6 +130,7 @@ class Iteration:
         replace_text(
             files.of_round(number, "gate").with_suffix(".json"), json.dumps(report.as_json(), indent=1) + "\n"
         )
+        self._report(number, gate=report.as_json())
         self._decide(number, report)
         self._stop_file(number).unlink(missing_ok=True)
 
@@ -161,7 +164,28 @@ class Iteration:
             ),
         )
         for name, title, body in bodies:
-            steps.run(f"{name}-{number}", f"round {number}: {title}", body)
+            steps.run(
+                f"{name}-{number}", f"round {number}: {title}", partial(self._reported, number, name, body)
+            )
+
+    def _reported(self, number: int, step: str, body: Callable[[], None]) -> None:
+        """Do a step of a round, and report it to the feedback service, which shows it to leads."""
+        self._report(number, step=step, state="working", message="")
+        try:
+            body()
+        except StoppedByGate as error:
+            self._report(number, state="stopped", message=str(error))
+            raise
+        if step.startswith("evaluate"):
+            self._report(number, state="done")
+
+    def _report(self, number: int, **changes: object) -> None:
+        try:
+            with self.labelers.connect() as client:
+                client.report_round(self.loop.config.name, number, project=self.labelers.project, **changes)
+        except FairleadError as error:
+            # Nothing depends on it.
+            logger.warning("cannot report round %d to the feedback service: %s", number, error)
 
     def _is_heldout(self, ranking: Ranking) -> bool:
         """Return whether the prompt of a ranking is held out, so that reward models do not learn from it."""

@@ -54,6 +54,7 @@ def judges(service: Service, project: str) -> list[dict[str, Any]]:
     return [
         {
             **{"person": person.id, "handle": person.handle, "state": person.state},
+            "paused": person.paused,
             **_of_judgments(own[person.id]),
             "audit": audit(service, project, person.id).as_json(),
         }

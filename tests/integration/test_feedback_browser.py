@@ -163,18 +163,41 @@ def paths_of(pages: Pages) -> dict[str, list[str]]:
     decided = next(one.task for one in store.log.entries() if one.kind == "adjudication")
     judged = next(one.id for one in store.log.entries() if one.kind == "judgment")
     judge = store.people.get(next(one.person or "" for one in store.log.entries() if one.id == judged))
+    prompt = store.prompts.page()[0].id
     own = [
         "/projects/default/quiz",
         "/projects/default/mine",
         "/projects/default/guidelines?version=2&since=1",
     ]
-    lead = ("overview", "agreement", "labelers", "bias", "disagreements", "tasks", "exports", "guidelines")
+    lead = (
+        "overview",
+        "agreement",
+        "labelers",
+        "judges",
+        "bias",
+        "disagreements",
+        "tasks",
+        "rounds",
+        "exports",
+    )
     return {
         "": ["/sign-in", "/about"],
         "zoe": ["/", *own, *(f"/assignments/{one.assignment.id}" for one in offers if one)],
         judge.handle or "": [f"/judgments/{judged}", "/projects/default/mine"],
-        "lena": ["/", "/people", "/prompts", "/audit?verify=yes", "/nothing", f"/tasks/{decided}"]
-        + [f"/projects/default/{name}" for name in lead],
+        "lena": [
+            "/",
+            "/forget",
+            "/forget?find=anna",
+            "/forget?find=parcel",
+            f"/forget/person/{judge.id}",
+            f"/forget/prompt/{prompt}",
+            "/people",
+            "/prompts",
+            "/audit?verify=yes",
+            "/nothing",
+            f"/tasks/{decided}",
+        ]
+        + [f"/projects/default/{name}" for name in (*lead, "guidelines")],
     }
 
 

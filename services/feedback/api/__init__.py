@@ -15,6 +15,7 @@ from services.feedback.api import (
     people,
     projects,
     prompts,
+    rounds,
     sessions,
     snapshots,
     tasks,
@@ -39,6 +40,7 @@ def routers(service: Service) -> list[APIRouter]:
         projects,
         people,
         artifacts,
+        rounds,
         audit,
     )
     return [module.router(service) for module in modules]

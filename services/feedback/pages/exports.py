@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from fairlead.errors import InvalidInput
+from services.feedback.api.snapshots import AboutBody, zipped_folder
 from services.feedback.exports.formats import FORMATS
 from services.feedback.identity import CurrentIdentity
 from services.feedback.pages.form import read_form
-from services.feedback.pages.page import Renderer, routes
+from services.feedback.pages.page import HEADERS, Renderer, routes
 from services.feedback.service import Service
 from services.feedback.store.judged import Filter
 from services.feedback.store.records import COHORTS, PERSON_KINDS, RANKED_KINDS, WRITTEN_KINDS
 
+_KINDS = {"rankings": RANKED_KINDS, "texts": WRITTEN_KINDS, "all": (*RANKED_KINDS, "write", "edit")}
+"""Kinds of tasks by what a snapshot is of."""
 _RANKED_FORMATS = ("rankings", "pairs", "argilla", "label-studio")
+
+
+_LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}")
 
 
 def router(service: Service, renderer: Renderer) -> APIRouter:
@@ -46,7 +54,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
         known = await run(store.projects.get, project)
         wanted = Filter(
             project=known.id,
-            kinds=RANKED_KINDS if form.one("what") == "rankings" else WRITTEN_KINDS,
+            kinds=_KINDS.get(form.one("what"), RANKED_KINDS),
             cohorts=form.all("cohort"),
             people=form.all("kind"),
             late=bool(form.one("late")),
@@ -60,6 +68,27 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
         service.metrics.snapshots.inc()
         return renderer.redirect(f"/projects/{known.settings.name}/exports")
 
+    @api.post("/projects/{project}/exports/{digest}")
+    async def data_set(project: str, digest: str, request: Request, identity: CurrentIdentity) -> Response:
+        form = await read_form(request)
+        licence = form.one("license").strip()
+        if not _LICENCE.fullmatch(licence):
+            raise InvalidInput("license", got=licence, allowed="an identifier such as cc-by-4.0")
+        languages = (
+            re.split(r"[\s,]+", form.one("languages").strip()) if form.one("languages").strip() else ["en"]
+        )
+        about = AboutBody(
+            title=form.one("title").strip() or "Judgments of people",
+            license=licence,
+            languages=languages,
+            consent=form.one("consent"),
+            withdrawal=form.one("withdrawal"),
+        )
+        content = await run(zipped_folder, service, digest, about)
+        await run(store.accesses.add, identity.name, "export", digest)
+        headers = {**HEADERS, "content-disposition": f'attachment; filename="{digest[:16]}.zip"'}
+        return Response(content, media_type="application/zip", headers=headers)
+
     return api
 
 
@@ -67,4 +96,6 @@ def _formats(wanted: Filter) -> list[str]:
     """Return the formats in which a snapshot is not empty."""
     if set(wanted.kinds) <= set(RANKED_KINDS):
         return [name for name in FORMATS if name in _RANKED_FORMATS]
+    if set(wanted.kinds) & set(RANKED_KINDS):
+        return list(FORMATS)
     return [name for name in FORMATS if name in ("demonstrations", "pairs", "prompts")]

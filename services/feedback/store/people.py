@@ -133,10 +133,12 @@ class People:
             values = {name: getattr(known, name) for name in (*checks, "hourly_cost")} | dict(changes)
             (row,) = connection.run(
                 """
-                UPDATE person SET role = :role, state = :state, cohort = :cohort, hourly_cost = :hourly_cost
+                UPDATE person SET role = :role, state = :state, cohort = :cohort, hourly_cost = :hourly_cost,
+                  paused = :paused
                 WHERE id = :id RETURNING *
                 """,
                 id=person,
+                paused=None if values["state"] != "paused" else known.paused or self._context.now(),
                 **values,
             )
             if values["state"] == "paused":

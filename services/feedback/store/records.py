@@ -144,6 +144,8 @@ class Person:
     """Random name that exports show. None once forgotten."""
     hourly_cost: float | None
     """Cost of an hour of work."""
+    paused: float | None
+    """When the person was paused; None if they are not, or if it was before this was kept."""
     made: float
     """When the person was added."""
 

@@ -26,6 +26,7 @@ from services.feedback.store.log import Log
 from services.feedback.store.people import People
 from services.feedback.store.projects import Projects
 from services.feedback.store.prompts import Prompts
+from services.feedback.store.rounds import Rounds
 from services.feedback.store.snapshots import Snapshots
 from services.feedback.store.tasks import Tasks
 
@@ -63,6 +64,7 @@ class Store:
         self.log = Log(context)
         self.snapshots = Snapshots(context)
         self.artifacts = Artifacts(context)
+        self.rounds = Rounds(context)
         self.lineage = Lineage(context)
         self.erasures = Erasures(context)
         self.accesses = Accesses(context)
