@@ -166,6 +166,11 @@ class PolicyMetrics:
         self.slots = Gauge(
             "fairlead_policy_slots", "Sequences that can be decoded at the same time.", registry=registry
         )
+        self.cache_bytes = LateGauge(
+            "fairlead_policy_cache_bytes",
+            "Memory of the keys and values of the sequences being decoded; no series with vLLM.",
+            registry=registry,
+        )
         self.slots_used = Gauge(
             "fairlead_policy_slots_used", "Sequences being decoded now.", registry=registry
         )

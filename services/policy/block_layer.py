@@ -5,6 +5,7 @@ Shapes: S slots, H heads, C columns, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from torch import Tensor
@@ -48,6 +49,11 @@ class BlockLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         assert self.values is not None
         return self.keys, self.values
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the block; 0 before the first write."""
+        return sum(block.nbytes for block in self.blocks) if self.is_initialized else 0
+
     def get_seq_length(self) -> int:
         """Return the number of columns before those written."""
         return self._block_cache.get_seq_length()
@@ -59,3 +65,8 @@ class BlockLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def get_max_length(self) -> int:
         """Return -1 for no limit, because the block grows."""
         return -1
+
+
+def num_bytes(layers: Iterable[object]) -> int:
+    """Return the memory of all blocks among the layers of a cache."""
+    return sum(layer.num_bytes for layer in layers if isinstance(layer, BlockLayer))

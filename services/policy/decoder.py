@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from fairlead.nn.loading import vocabulary_size
 from fairlead.types import WeightVersion
+from services.policy.block_layer import num_bytes
 from services.policy.last_logits import LastLogits
 from services.policy.sample_state import SampleState
 from services.policy.sampler import SamplingPlan, draw, uniforms
@@ -55,6 +56,11 @@ class Decoder:
         self.slots = slots
         self.running: list[SampleState] = []
         """Running samples in the order of their rows."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the keys and values of the running samples."""
+        return num_bytes(self._cache.layers)
 
     @torch.inference_mode()
     def add(self, samples: Sequence[SampleState], version: WeightVersion) -> Sequence[SampleState]:

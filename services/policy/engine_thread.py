@@ -182,6 +182,7 @@ class EngineThread:
             rate = len(samples) / (time.monotonic() - start)
             self._tokens_per_second += 0.1 * (rate - self._tokens_per_second)
         self._metrics.slots_used.set(len(self._decoder.running))
+        self._metrics.cache_bytes.set(self._decoder.cache_bytes)
         self._metrics.waiting.set(len(self._scheduler))
 
     def _take(self, version: WeightVersion) -> list[tuple[PendingRequest, SampleState]]:

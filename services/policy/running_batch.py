@@ -22,6 +22,11 @@ class RunningBatch(Protocol):
     keeps_addresses: bool
     """Whether new weights must be copied into the memory of the old ones."""
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the keys and values of the running samples."""
+        ...
+
     def add(self, samples: Sequence[SampleState], version: WeightVersion) -> Sequence[SampleState]:
         """Prefill new samples; return the samples that got a token, each one.
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from fairlead.nn.loading import vocabulary_size
 from fairlead.types import WeightVersion
+from services.policy.block_layer import num_bytes
 from services.policy.decoder import prefill_groups
 from services.policy.last_logits import LastLogits
 from services.policy.sample_state import SampleState
@@ -75,6 +76,11 @@ class StaticDecoder:
         self._num_started: list[int] = []
         """Number of tokens of each, those included that the device is computing."""
         self.reset()
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the keys and values of the running samples."""
+        return num_bytes(self._cache.layers)
 
     @torch.inference_mode()
     def add(self, samples: Sequence[SampleState], version: WeightVersion) -> Sequence[SampleState]:

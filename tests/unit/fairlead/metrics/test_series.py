@@ -26,6 +26,7 @@ LATER = {
     "grpc_server_handling_seconds": "begins with the services of the server",
     "fairlead_access_quota_tokens": "begins with the first key that has a quota",
     "fairlead_reward_model_info": "begins with the first model",
+    "fairlead_policy_cache_bytes": "begins with the engine",
     "fairlead_policy_weight_incarnation": "begins with the first weights",
     "fairlead_policy_weight_update": "begins with the first weights",
     "fairlead_feedback_store_seconds": "by method of the store",
