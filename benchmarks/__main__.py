@@ -44,6 +44,7 @@ LONG = {
     "ranks": "benchmarks.ranks",
     "rank_memory": "benchmarks.rank_memory",
     "overload": "benchmarks.overload",
+    "feedback": "benchmarks.feedback",
     "stages": "benchmarks.stages",
     "services": "benchmarks.services",
     "triton": "benchmarks.triton_baselines",

@@ -36,8 +36,12 @@ def missing() -> str | None:
 
 
 @contextmanager
-def running() -> Iterator[tuple[str, Path]]:
-    """Run a server and yield its address and folder. Commits are not on the disk: tests kill only clients."""
+def running(*, durable: bool = False) -> Iterator[tuple[str, Path]]:
+    """Run a server and yield its address and folder.
+
+    Args:
+        durable: whether commits are on the disk; tests kill only clients, and need not wait for that.
+    """
     bin_folder = binaries()
     assert bin_folder is not None
     user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
@@ -53,8 +57,9 @@ def running() -> Iterator[tuple[str, Path]]:
             check=True, stdout=log, stderr=log, cwd=folder, timeout=START_SECONDS, **options,
         )  # fmt: skip
         server = subprocess.Popen(
-            [bin_folder / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", "-F",
-             "-c", "shared_buffers=16MB", "-c", "autovacuum=off"],
+            [bin_folder / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=",
+             "-c", f"fsync={'on' if durable else 'off'}", "-c", "shared_buffers=16MB",
+             "-c", "autovacuum=off"],
             stdout=log, stderr=log, cwd=folder, **options,
         )  # fmt: skip
     try:

@@ -85,11 +85,21 @@ def register(root: typer.Typer) -> None:
     help=with_examples(
         "Run the service in the foreground; SIGTERM or Ctrl-C drains it.",
         "fairlead feedback serve run.toml",
-        "fairlead feedback serve --set 'feedback.addresses=[\"127.0.0.1:8400\"]'",
+        "fairlead feedback serve --tasks answers.jsonl --set 'feedback.addresses=[\"127.0.0.1:8400\"]'",
     ),
 )
-def serve(run: ConfigFile = None, config: ConfigOption = None, overrides: Overrides = None) -> None:
+def serve(
+    run: ConfigFile = None,
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    tasks: Annotated[
+        list[Path] | None,
+        typer.Option("--tasks", metavar="FILE", help="Add the tasks of JSON lines first; may be repeated."),
+    ] = None,
+) -> None:
     """Run the service in place of this process."""
+    if tasks:
+        overrides = [*(overrides or []), f"feedback.tasks={json.dumps([str(file) for file in tasks])}"]
     serve_service(Service.FEEDBACK, run, config, overrides)
 
 

@@ -116,6 +116,9 @@ class FeedbackSection(HttpSection):
     store: Annotated[str, AfterValidator(_without_password)] = ""
     """Where everything is kept: a SQLite file on a disk of this machine (not on a network file system), or
     `postgresql://user@host/database`. Empty: `feedback.db` in the run's folder."""
+    tasks: tuple[str, ...] = ()
+    """Files of JSON lines whose tasks are added to the project at the start, as `fairlead generate` writes
+    them; the same content again is the same task."""
     project: ProjectSection = ProjectSection()
     """Defaults of the first project."""
     collect: CollectSection = CollectSection()

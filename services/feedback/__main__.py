@@ -11,7 +11,10 @@ from pathlib import Path
 from fairlead import metrics
 from fairlead.config import RunConfig
 from fairlead.config.feedback import FeedbackSection
+from fairlead.errors import ConfigError, InvalidInput
 from fairlead.metrics import page as metrics_page
+from services.feedback.api.bodies import wire_names
+from services.feedback.api.task_lines import add_all, tasks_of
 from services.feedback.app import make_app
 from services.feedback.gauges import keep_gauges
 from services.feedback.service import Service, needs_no_sign_in
@@ -45,6 +48,7 @@ async def run(config: RunConfig) -> None:
         store = await asyncio.to_thread(open_store, config.feedback_store)
         stack.callback(store.close)
         await asyncio.to_thread(ensure_project, store, section)
+        await asyncio.to_thread(add_tasks, store, section)
         feedback_metrics = metrics.FeedbackMetrics()
         threads = StoreThreads(feedback_metrics)
         stack.callback(threads.close)
@@ -77,6 +81,29 @@ def ensure_project(store: Store, section: FeedbackSection) -> None:
     wanted = section.project
     if all(known.settings.name != wanted.name for known in store.projects.all()):
         store.projects.create(ProjectSettings(**wanted.model_dump()))
+
+
+def add_tasks(store: Store, section: FeedbackSection) -> None:
+    """Add the tasks of the files of the configuration.
+
+    Raises:
+        ConfigError: a file cannot be read, or one of its lines is no task of the project.
+    """
+    for name in section.tasks:
+        try:
+            new = tasks_of(Path(name).read_bytes(), store)
+            project = store.projects.get(section.project.name)
+            with wire_names():
+                count = add_all(store, project.id, new)
+        except OSError as error:
+            wrong = ConfigError("feedback.tasks", got=f"{name} ({error.strerror})", allowed="files to read")
+            raise wrong from error
+        except InvalidInput as error:
+            wrong = ConfigError(
+                f"feedback.tasks: {name}: {error.where}", got=error.got, allowed=error.allowed
+            )
+            raise wrong from error
+        logger.info("%d new tasks of %s, %d known before", count, name, len(new) - count)
 
 
 if __name__ == "__main__":

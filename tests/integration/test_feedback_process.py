@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import secrets
 import signal
@@ -72,8 +73,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return schema_of(server, f"s{secrets.token_hex(6)}")
 
 
-def _start(start: Starter, store: str, address: str) -> Process:
-    settings = {
+def _start(start: Starter, store: str, address: str, tasks: Path) -> Process:
+    settings: dict[str, object] = {
+        "feedback.tasks": json.dumps([str(tasks)]),
         "feedback.bind": address,
         "feedback.store": store,
         "feedback.project.overlap": 3,
@@ -96,17 +98,17 @@ def _start(start: Starter, store: str, address: str) -> Process:
 )
 @pytest.mark.timeout(900)
 def test_no_judgment_is_lost_or_doubled_when_the_service_is_killed(
-    start: Starter, store: str, tasks: int, labelers: int, kills: int
+    start: Starter, store: str, tmp_path: Path, tasks: int, labelers: int, kills: int
 ) -> None:
-    address = free_address()
-    process = _start(start, store, address)
+    address, file = free_address(), tmp_path / "answers.jsonl"
     new = [
         {"prompt": f"question {number}", "responses": [f"answer {number} {place}" for place in range(4)]}
         for number in range(tasks)
     ]
+    file.write_text("".join(json.dumps(one) + "\n" for one in new))
+    # Every start adds the same tasks again, which are known.
+    process = _start(start, store, address, file)
     people = Labelers(address, wanted=3 * tasks)
-    with FeedbackClient(address, api_key="") as client:
-        assert sum(client.add_tasks(new)) == tasks
     threads = [threading.Thread(target=people.run, args=(f"labeler-{n}",)) for n in range(labelers)]
     for thread in threads:
         thread.start()
@@ -115,7 +117,7 @@ def test_no_judgment_is_lost_or_doubled_when_the_service_is_killed(
             time.sleep(0.01)
         process.popen.send_signal(signal.SIGKILL)
         process.popen.wait()
-        process = _start(start, store, address)
+        process = _start(start, store, address, file)
     for thread in threads:
         thread.join()
     assert not people.errors, people.errors[0]

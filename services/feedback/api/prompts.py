@@ -83,7 +83,7 @@ def router(service: Service) -> APIRouter:
     @api.post("/prompts", response_model=PromptsAdded, summary="Add prompts")
     async def add_prompts(body: PromptsRequest) -> PromptsAdded:
         """Add prompts without tasks. The same turns again are the same prompt."""
-        new = [prompt.new_prompt(service, state=prompt.state) for prompt in body.prompts]
+        new = [prompt.new_prompt(store, state=prompt.state) for prompt in body.prompts]
         with wire_names():
             found = await run(store.prompts.add, new)
         return PromptsAdded(prompts=[AddedShown(id=one.id, new=one.new) for one in found])

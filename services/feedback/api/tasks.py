@@ -23,6 +23,7 @@ from services.feedback.api.hand_in import JudgmentBody, ReceiptShown, receipt
 from services.feedback.exports.lines import prompt_of
 from services.feedback.identity import CurrentIdentity
 from services.feedback.service import Service
+from services.feedback.store import Store
 from services.feedback.store.records import Answer, NewAnswer, NewPrompt, NewTask, Prompt, Task
 
 
@@ -77,13 +78,13 @@ class PromptFields(Body):
     language: str = ""
     """Code of the language."""
 
-    def new_prompt(self, service: Service, *, state: str = "screened") -> NewPrompt:
+    def new_prompt(self, store: Store, *, state: str = "screened") -> NewPrompt:
         """Return the prompt as the store takes it."""
         return NewPrompt(
             turns=turns_of(self.prompt),
             source=self.source,
             consent=self.consent,
-            subject=None if self.user is None else service.store.subject(self.user),
+            subject=None if self.user is None else store.subject(self.user),
             split_group=self.split_group,
             language=self.language,
             state=state,
@@ -108,11 +109,11 @@ class TaskBody(PromptFields):
     gold: dict[str, Any] | None = None
     """Accepted judgment and explanation, of a task with a known answer."""
 
-    def new(self, service: Service) -> NewTask:
+    def new(self, store: Store) -> NewTask:
         """Return it as the store takes it."""
         return NewTask(
             kind=self.kind,
-            prompt=self.new_prompt(service),
+            prompt=self.new_prompt(store),
             answers=tuple(
                 NewAnswer(text=one) if isinstance(one, str) else one.new() for one in self.responses
             ),
@@ -176,7 +177,7 @@ def router(service: Service) -> APIRouter:
     async def add_tasks(body: TasksRequest) -> TasksAdded:
         """Add tasks with their prompts and answers. The same content again is the same task."""
         project = await run(store.projects.get, body.project or service.section.project.name)
-        new = [task.new(service) for task in body.tasks]
+        new = [task.new(store) for task in body.tasks]
         with wire_names():
             found = await run(store.tasks.add, project.id, new)
         return TasksAdded(tasks=[AddedShown(id=one.id, new=one.new) for one in found])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -12,6 +14,11 @@ from services.feedback.pages.page import Renderer, routes
 from services.feedback.service import Service
 from services.feedback.store.people import SESSION_SECONDS
 from services.feedback.store.records import Person
+
+_SHOWN = 100
+"""Characters of a refused name that the page repeats."""
+_LOCAL = re.compile(r"/(?![/\\])[\x21-\x7e]*")
+"""A path of this service. Browsers drop tabs and line breaks, and would then read a name of a server."""
 
 
 def router(service: Service, renderer: Renderer) -> APIRouter:
@@ -36,6 +43,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
         try:
             return await started(await person_of_handle(service, handle, "labeler"), back)
         except FairleadError as error:
+            handle = handle if len(handle) <= _SHOWN else f"{handle[:_SHOWN]}…"
             message = (
                 f"{handle!r} cannot be a name here: use letters, digits, spaces and _ . @ + -"
                 if isinstance(error, InvalidInput)
@@ -73,4 +81,4 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
 
 def local_path(text: str) -> str:
     """Return a path of this service to go to, or the start page if it leads elsewhere."""
-    return text if text.startswith("/") and not text.startswith(("//", "/\\")) and "\n" not in text else "/"
+    return text if _LOCAL.fullmatch(text) else "/"

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import ValidationError
 
-from fairlead.errors import InvalidInput
-from services.feedback.api.bodies import MAX_ITEMS, wire_names
-from services.feedback.api.tasks import TaskBody
+from services.feedback.api.bodies import wire_names
+from services.feedback.api.task_lines import add_all, tasks_of
 from services.feedback.identity import CurrentIdentity
-from services.feedback.pages.form import Form, read_form
+from services.feedback.pages.form import read_form
 from services.feedback.pages.mine import excerpt
 from services.feedback.pages.page import Renderer, routes
 from services.feedback.service import Service
-from services.feedback.store.records import NewTask, Task
-from services.runtime.http.failures import invalid_input
+from services.feedback.store.records import Task
 
 _ROWS = 50
 _STATES = ("open", "closed", "withdrawn")
@@ -55,12 +49,10 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
     async def add(project: str, request: Request, identity: CurrentIdentity) -> Response:
         form = await read_form(request)
         known = await run(store.projects.get, project)
-        new = await run(_tasks_of, service, form)
-        added = 0
-        for start in range(0, len(new), MAX_ITEMS):
-            with wire_names():
-                found = await run(store.tasks.add, known.id, new[start : start + MAX_ITEMS])
-            added += sum(one.new for one in found)
+        data = form.files.get("file") or form.one("lines").encode("utf-8", "surrogatepass")
+        new = await run(lambda: tasks_of(data, service.store, kind=form.one("kind")))
+        with wire_names():
+            added = await run(add_all, store, known.id, new)
         return renderer.redirect(f"/projects/{known.settings.name}/tasks?added={added}")
 
     @api.post("/tasks/{task}/change")
@@ -76,33 +68,6 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
         return renderer.redirect(f"/projects/{project.settings.name}/tasks?after={known.number - 1}")
 
     return api
-
-
-def _tasks_of(service: Service, form: Form) -> Sequence[NewTask]:
-    """Return the tasks of a file of JSON lines, or of lines in a field."""
-    data = form.files.get("file") or form.one("lines").encode()
-    found = []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"line {number}", got=str(error), allowed="an object in JSON") from None
-        if isinstance(value, dict) and form.one("kind"):
-            value.setdefault("kind", form.one("kind"))
-        try:
-            found.append(TaskBody.model_validate(value).new(service))
-        except ValidationError as error:
-            wrong = invalid_input(error.errors(include_url=False), value)
-            raise InvalidInput(
-                f"line {number}: {wrong.where}", got=wrong.got, allowed=wrong.allowed
-            ) from None
-    if not found:
-        raise InvalidInput(
-            "file", got="no lines", allowed='lines such as {"prompt": "…", "responses": ["…", "…"]}'
-        )
-    return found
 
 
 def _begin(service: Service, task: Task) -> str:

@@ -16,14 +16,33 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib import resources
 from typing import Any, Generic, TypeVar
 
-from fairlead.errors import FairleadError, Overloaded, SchemaTooNew
+from fairlead.errors import FairleadError, InvalidInput, Overloaded, SchemaTooNew
 
 Row = Mapping[str, Any]
 """A row, by the names of its columns."""
 Raw = TypeVar("Raw")
 
+_HALF = re.compile("[\ud800-\udfff]")
 LOCK_SECONDS = 30.0
 """Longest wait for a lock or a connection. A transaction takes one fsync, about 10 ms on a slow disk."""
+
+
+def storable(values: Mapping[str, object]) -> Mapping[str, object]:
+    """Return values of parameters that both databases can hold.
+
+    Texts of people and models are stored as JSON in ASCII, which has neither NUL nor halves of a surrogate
+    pair. An id that a caller made up may have them, and one database would take what the other refuses.
+
+    Raises:
+        InvalidInput: a text cannot be stored, or a number has more than 64 bits.
+    """
+    for name, value in values.items():
+        if isinstance(value, str):
+            if "\0" in value or (not value.isascii() and _HALF.search(value)):
+                raise InvalidInput(name, got=value, allowed="a text without NUL and unpaired surrogates")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise InvalidInput(name, got=value, allowed="a whole number of 64 bits")
+    return values
 
 
 class Connection(ABC):
@@ -31,7 +50,11 @@ class Connection(ABC):
 
     @abstractmethod
     def run(self, statement: str, **values: object) -> list[Row]:
-        """Execute a statement and return its rows."""
+        """Execute a statement and return its rows.
+
+        Raises:
+            InvalidInput: a value cannot be stored, see `storable`.
+        """
 
     @abstractmethod
     def run_many(self, statement: str, rows: Iterable[Mapping[str, object]]) -> None:

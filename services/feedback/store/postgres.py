@@ -13,7 +13,7 @@ from typing import Any, LiteralString
 from urllib.parse import urlsplit
 
 from fairlead.errors import ConfigError, FairleadError, OutOfSpace, Unavailable, install_command
-from services.feedback.store.base import LOCK_SECONDS, Connection, Database, Pool, Row
+from services.feedback.store.base import LOCK_SECONDS, Connection, Database, Pool, Row, storable
 
 try:
     import psycopg
@@ -49,13 +49,13 @@ class PostgresConnection(Connection):
 
     def run(self, statement: str, **values: object) -> list[Row]:
         """See base."""
-        cursor = self._raw.execute(_translated(statement), values)
+        cursor = self._raw.execute(_translated(statement), storable(values))
         return list(cursor.fetchall()) if cursor.description else []
 
     def run_many(self, statement: str, rows: Iterable[Mapping[str, object]]) -> None:
         """See base."""
         with self._raw.cursor() as cursor:
-            cursor.executemany(_translated(statement), rows)
+            cursor.executemany(_translated(statement), map(storable, rows))
 
     def script(self, text: str) -> None:
         """See base."""

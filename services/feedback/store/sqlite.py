@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fairlead.errors import ConfigError, CorruptData, FairleadError, OutOfSpace, ReadOnlyDisk, Unavailable
-from services.feedback.store.base import LOCK_SECONDS, Connection, Database, Pool, Row
+from services.feedback.store.base import LOCK_SECONDS, Connection, Database, Pool, Row, storable
 
 _POOL = 64
 """Connections of one process; a server has no more threads."""
@@ -39,13 +39,13 @@ class SqliteConnection(Connection):
 
     def run(self, statement: str, **values: object) -> list[Row]:
         """See base."""
-        cursor = self._raw.execute(_without_locks(statement), values)
+        cursor = self._raw.execute(_without_locks(statement), storable(values))
         names = [column[0] for column in cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
     def run_many(self, statement: str, rows: Iterable[Mapping[str, object]]) -> None:
         """See base."""
-        self._raw.executemany(_without_locks(statement), rows)
+        self._raw.executemany(_without_locks(statement), map(storable, rows))
 
     def script(self, text: str) -> None:
         """See base. `executescript` would commit first, and the body of a trigger has semicolons."""

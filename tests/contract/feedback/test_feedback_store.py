@@ -215,6 +215,22 @@ def test_a_certain_task_is_assigned_for_judgments_from_elsewhere(world: World):
     assert world.store.leases.assign(anna, second).assignment.state == "done"
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_what_no_database_can_hold_is_refused_by_both(world: World, name: str):
+    project = world.project().id
+    for call in (
+        world.store.projects.get,
+        world.store.tasks.get,
+        world.store.people.get,
+        world.store.log.get,
+    ):
+        with pytest.raises(InvalidInput, match="without NUL"):
+            call(name)
+    with pytest.raises(InvalidInput, match="64 bits"):
+        world.store.tasks.page(project, after=2**63)
+    assert world.store.tasks.page(project, after=2**63 - 1) == []
+
+
 def test_order_shown_is_stable_uniform_and_says_nothing_else(world: World):
     project = world.project(overlap=12)
     tasks = world.add(project, *(ranking_task(f"task {n}") for n in range(10)))
