@@ -27,7 +27,8 @@ its first weights, has no series.
 
 **On one machine** the supervisor of a run serves metrics, too, and writes `runs/NAME/targets.json`: the
 address of each process that is alive, with the labels `run`, `process` and `service`. Prometheus reads the
-file again when it changes, so ports need not be configured:
+file again when it changes, so ports need not be configured. A round of `fairlead iterate` is a run of its
+own, in `runs/NAME/round-1` and so on.
 
 ```yaml
 {scrape}
