@@ -102,9 +102,8 @@ class FeedbackMetrics:
         )
 
     def add_routes(self, routes: Collection[str]) -> None:
-        """Begin the counts of the service's routes at 0."""
+        """Begin the counts of the service's routes at 0; the times of each begin with its first request."""
         make_series(self.requests, route=routes, status=("200",))
-        make_series(self.seconds, route=routes)
 
     def record(self, route: str, status: int, seconds: float) -> None:
         """Count a request that has ended."""

@@ -223,11 +223,15 @@ class EngineFront(ABC):
             deadline=deadline,
             exclusive=request.exclusive,
             on_start=on_start,
-            on_first_token=lambda: self._metrics.first_token_seconds.observe(time.monotonic() - arrived),
+            on_first_token=partial(self._note_first_token, arrived, len(request.prompt_token_ids)),
         )
-        self._metrics.prompt_tokens.inc(len(request.prompt_token_ids))
         pending.future.add_done_callback(partial(self._count, len(samples)))
         return pending
+
+    def _note_first_token(self, arrived: float, prompt_tokens: int) -> None:
+        """Note that the prompt of a request has been read."""
+        self._metrics.first_token_seconds.observe(time.monotonic() - arrived)
+        self._metrics.prompt_tokens.inc(prompt_tokens)
 
     def _count(self, num_samples: int, future: Future[tuple[Completion, ...]]) -> None:
         """Count the answers of a request that has ended by the reasons of their ends."""

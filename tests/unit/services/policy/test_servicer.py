@@ -16,6 +16,7 @@ from fairlead.nn.loading import tokenizer_fingerprint
 from fairlead.types import WeightVersion
 from fairlead.v1 import policy_service_pb2 as pb
 from fairlead.v1 import tokens_pb2
+from tests.metric_values import total
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm
 from tests.unit.services.policy.service_world import (
     CONTEXT,
@@ -180,6 +181,12 @@ async def test_text_and_ids_of_a_prompt_give_the_same_completion(service: Servic
     )
     assert by_text == by_ids
     assert by_text.prompt_tokens == 3
+    # Two requests of two answers; an invalid one reads no prompt.
+    assert total(service.registry, "fairlead_policy_prompt_tokens_total") == 2 * 3
+    assert total(service.registry, "fairlead_policy_first_token_seconds_count") == 2
+    assert total(service.registry, "fairlead_policy_finished_total") == 2 * 2
+    assert total(service.registry, "fairlead_policy_slots") > 0
+    assert total(service.registry, "fairlead_policy_cache_bytes") > 0
     for completion in by_text.completions:
         assert len(completion.token_ids) == len(completion.logprobs) >= 1
         span = completion.version_spans[0]
