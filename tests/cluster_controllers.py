@@ -12,6 +12,8 @@ from fairlead.k8s.manifests import job_spec
 
 JOBS = ("jobs", "jobsets")
 """Kinds whose pods run to their end."""
+OWNERS = ("deployments", "statefulsets", *JOBS)
+"""Kinds that have pods."""
 Key = tuple[str, str, str]
 """Plural, namespace, name."""
 
@@ -49,6 +51,8 @@ class Controllers:
     objects: dict[Key, dict[str, Any]]
     scripts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """By process: container states of pods created from now on, one per step; the last state stays."""
+    failed: dict[str, int] = field(default_factory=dict)
+    """By Job: number of its failed pods."""
     made: int = 0
     """Number of pods created."""
 
@@ -69,7 +73,7 @@ class Controllers:
 
     def deleted(self, key: Key) -> None:
         """End the pods of a deleted object; replace a deleted pod."""
-        for pod in self._pods_of(key):
+        for pod in self._pods_of(key) if key[0] in OWNERS else ():
             self._end(pod)
         for owner, found in list(self.objects.items()):
             if key[2].startswith(f"{owner[2]}-pod-") and _owns_pods(found):
@@ -122,7 +126,9 @@ class Controllers:
         step, script = pod.get("step", 0), pod["script"]
         pod["step"] = step + 1
         state = script[min(step, len(script) - 1)]
-        if message := state.get("has no node"):
+        if state.get("pending"):
+            pod["status"] = {"phase": "Pending"}
+        elif message := state.get("has no node"):
             scheduled = {"type": "PodScheduled", "status": "False", "message": message}
             pod["status"] = {"conditions": [scheduled]}
         else:
@@ -142,7 +148,7 @@ class Controllers:
             }
             return
         ends = [end for state in states if (end := state["state"].get("terminated"))]
-        owner["status"] = {"ready": ready}
+        owner["status"] = {"ready": ready, "failed": self.failed.get(key[2], 0)}
         if ends:
             kind = "Failed" if ends[0]["exitCode"] else "Complete"
             owner["status"]["conditions"] = [{"type": kind, "status": "True", "message": "a pod failed"}]

@@ -30,6 +30,7 @@ TOKEN = "a-token-of-the-test"
 BUILT_IN = {
     "v1": {
         "ConfigMap": "configmaps",
+        "Event": "events",
         "PersistentVolumeClaim": "persistentvolumeclaims",
         "Pod": "pods",
         "Secret": "secrets",
@@ -80,7 +81,15 @@ class StandIn:
     faults: list[tuple[str, int | str]] = field(default_factory=list)
     """Patterns of `METHOD path`, each with a status or `hang`; each is injected once."""
     requests: list[str] = field(default_factory=list)
-    """`METHOD path` of every request, in order."""
+    """`METHOD path` of every request, in order; `DRY-RUN path` if nothing is to be persisted."""
+    rules: list[dict[str, Any]] | None = None
+    """The rights of the account, as in a Role; None allows everything."""
+    outside: dict[str, Any] = field(default_factory=lambda: {"/version": {"gitVersion": "v1.36.2"}})
+    """Answers to a GET of paths outside a namespace."""
+    logs: dict[str, str] = field(default_factory=dict)
+    """Log by pod."""
+    asked: set[tuple[str, str, str]] = field(default_factory=set)
+    """Verb, API group and resource of every request to an object of the namespace."""
     closing: threading.Event = field(default_factory=threading.Event)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -91,7 +100,8 @@ class StandIn:
         """Return the response of the API, or raise Refusal."""
         parts = urlsplit(url)
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-        line = f"{method} {parts.path}"
+        dry_run = query.get("dryRun") == "All"
+        line = f"{'DRY-RUN' if dry_run else method} {parts.path}"
         with self.lock:
             self.requests.append(line)
             fault = next((one for one in self.faults if re.fullmatch(one[0], line)), None)
@@ -108,13 +118,29 @@ class StandIn:
 
     def _route(self, method: str, path: str, query: dict[str, str], content_type: str, body: bytes) -> Any:
         if found := re.fullmatch(r"/api/v1/namespaces/([^/]+)", path):
+            self._authorize({"GET": "get"}.get(method, "create"), "v1", "namespaces", found[1])
             return self._namespace(method, found[1])
+        if path.endswith("/selfsubjectaccessreviews"):
+            return self._review(json.loads(body)["spec"]["resourceAttributes"])
+        if path in self.outside:
+            return self.outside[path]
         if found := re.fullmatch(r"/apis?/((?:[^/]+/)?v\w+)", path):
             return self._discover(found[1])
+        if found := re.fullmatch(r"/api/v1/namespaces/[^/]+/pods/([^/]+)/log", path):
+            return self._log(found[1], query)
+        return self._route_to_object(method, path, query, content_type, body)
+
+    def _route_to_object(
+        self, method: str, path: str, query: dict[str, str], content_type: str, body: bytes
+    ) -> Any:
         found = re.fullmatch(r"/apis?/((?:[^/]+/)?v\w+)/namespaces/([^/]+)/(\w+)(?:/([^/]+))?(/scale)?", path)
         version, namespace, plural, name, scale = found.groups() if found else (None, "", "", "", "")
         if plural not in self.kinds.get(version, {}).values():
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
+        verb = {"GET": "get" if name else "list"}.get(method, method.lower())
+        self._authorize(verb, version or "", plural + (scale or ""), name or "")
+        if verb == "patch" and (plural, namespace, name) not in self.objects:
+            self._authorize("create", version or "", plural, "")
         if namespace not in self.namespaces:
             raise Refusal(404, "NotFound", f'namespaces "{namespace}" not found')
         if name is None:
@@ -147,6 +173,39 @@ class StandIn:
         if method == "DELETE":
             return self._delete(key)
         return self.objects[key]
+
+    def _review(self, wanted: dict[str, str]) -> Any:
+        """Answer a SelfSubjectAccessReview."""
+        resource = "/".join(part for part in (wanted["resource"], wanted.get("subresource")) if part)
+        allowed = self._may(wanted["verb"], wanted.get("group", ""), resource, wanted.get("name", ""))
+        return {"kind": "SelfSubjectAccessReview", "status": {"allowed": allowed}}
+
+    def _log(self, pod: str, query: dict[str, str]) -> str:
+        self._authorize("get", "v1", "pods/log", pod)
+        if query.get("previous") == "true":
+            raise Refusal(400, "BadRequest", "previous terminated container not found")
+        lines = self.logs.get(pod, "").splitlines()[-int(query["tailLines"]) :]
+        return "\n".join(lines) + "\n"
+
+    def _may(self, verb: str, group: str, resource: str, name: str) -> bool:
+        return self.rules is None or any(
+            verb in rule["verbs"]
+            and group in rule["apiGroups"]
+            and resource in rule["resources"]
+            and name in rule.get("resourceNames", [name])
+            for rule in self.rules
+        )
+
+    def _authorize(self, verb: str, version: str, resource: str, name: str) -> None:
+        """Refuse a request as RBAC does."""
+        group = version.rpartition("/")[0]
+        self.asked.add((verb, group, resource))
+        if not self._may(verb, group, resource, name):
+            message = (
+                f'{resource} "{name}" is forbidden: User "tester" cannot {verb} resource "{resource}" '
+                f'in API group "{group}" in the namespace "fairlead"'
+            )
+            raise Refusal(403, "Forbidden", message)
 
     def _namespace(self, method: str, name: str) -> Any:
         if method == "PATCH":
@@ -191,7 +250,7 @@ class StandIn:
                 "Invalid",
                 f'Job.batch "{key[2]}" is invalid: spec.template: Invalid value: field is immutable',
             )
-        owners = self.owners.setdefault(key, {})
+        owners = self.owners.get(key, {})
         leaves = dict(_leaves(wanted))
         before = dict(_leaves(old)) if old else {}
         conflicts = [
@@ -209,9 +268,16 @@ class StandIn:
                 for path in conflicts
             ]
             raise Refusal(409, "Conflict", f"Apply failed with {len(causes)} conflict", causes)
-        owners |= dict.fromkeys(leaves, manager)
         new = _merged(old or {}, wanted)
+        if key[0] == "persistentvolumeclaims":
+            new.setdefault("status", {"phase": "Bound"})
+        applied = {"manager": manager, "operation": "Apply"}
+        if applied not in (managers := new["metadata"].setdefault("managedFields", [])):
+            managers.append(applied)
         new["metadata"]["generation"] = new["metadata"].get("generation", 0) + (new != old)
+        if query.get("dryRun") == "All":
+            return new
+        self.owners[key] = owners | dict.fromkeys(leaves, manager)
         self.objects[key] = new
         self.controllers.applied(key)
         return new
@@ -221,6 +287,18 @@ class StandIn:
         self.owners.pop(key, None)
         self.controllers.deleted(key)
         return {"kind": "Status", "status": "Success"}
+
+
+def named(cluster: StandIn, plural: str, namespace: str = "fairlead") -> dict[str, dict[str, Any]]:
+    """Return the objects of a kind by name."""
+    return {key[2]: found for key, found in cluster.objects.items() if key[:2] == (plural, namespace)}
+
+
+def writes(cluster: StandIn) -> list[str]:
+    """Return the requests since the last call that change something."""
+    found = [line for line in cluster.requests if not line.startswith(("GET", "DRY-RUN", "POST"))]
+    cluster.requests.clear()
+    return found
 
 
 def _selects(selector: str, labels: dict[str, str]) -> bool:
@@ -274,9 +352,10 @@ def serving(folder: Path) -> Iterator[tuple[StandIn, Path]]:
                 answer = state.answer(self.command, self.path, self.headers, body)
             except Refusal as refusal:
                 code, answer = refusal.code, refusal.status
-            text = json.dumps(answer).encode()
+            is_text = isinstance(answer, str)
+            text = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
             self.send_response(code)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/plain" if is_text else "application/json")
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)

@@ -16,6 +16,8 @@ from fairlead.k8s.manifests import Manifest, Target, checkout, job_spec, render
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
 MODEL_SERVICES = {"policy": 5001, "reward": 5002, "reference": 5003}
 """Port by service."""
+OF_OVERLAYS = ("gpu", "namespace")
+"""Components that overlays have themselves."""
 VARIANTS = {
     "kind": ("kind", ()),
     "gpu": ("gpu", ()),
@@ -26,12 +28,17 @@ VARIANTS = {
     "kind, keys, tls": ("kind", ("keys", "tls")),
     "kind, weights": ("kind", ("weights-over-grpc",)),
     "kind, feedback": ("kind", ("feedback", "network-policies")),
+    "kind, ways in": ("kind", ("gateway-ingress", "feedback", "hub-token", "pull-secret")),
     "gpu, ranks": ("gpu", ("network-policies",)),
     "gpu, ranks, jobset": ("gpu", ("jobset",)),
     "everything": (
         "gpu",
         tuple(
-            sorted(folder.name for folder in (checkout() / "components").iterdir() if folder.name != "gpu")
+            sorted(
+                folder.name
+                for folder in (checkout() / "components").iterdir()
+                if folder.name not in OF_OVERLAYS
+            )
         ),
     ),
 }
@@ -46,7 +53,9 @@ def rendered(variant: str, config: Path | None = None) -> tuple[Manifest, ...]:
     )
     divided = {"ranks.nodes": 2, "ranks.per_node": 8, "reward.tensor_parallel": 4}
     ranks = divided if "ranks" in variant else {}
-    origin = {"feedback.origin": "https://feedback.test"} if "feedback" in variant else {}
+    open_to_others = any("feedback" in name or "gateway" in name for name in components)
+    origin = {"feedback.origin": "https://feedback.test", "gateway.origin": "https://gateway.test"}
+    origin = origin if open_to_others else {}
     return tuple(render(load(config, overrides=ranks | origin), target))
 
 

@@ -3,58 +3,39 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fairlead.cli import k8s_look, k8s_models
+from fairlead.cli.k8s_options import (
+    Components,
+    Context,
+    ForceConflicts,
+    Kubeconfig,
+    Namespace,
+    Overlay,
+    Registry,
+    RequestSeconds,
+    Stage,
+    Tag,
+    WaitSeconds,
+    applied,
+    connect,
+    rendered,
+    report,
+)
 from fairlead.cli.output import (
     ConfigFile,
     ConfigOption,
     Overrides,
     fail,
     load_config,
-    need,
     with_examples,
 )
 
 if TYPE_CHECKING:
-    from fairlead.config import RunConfig
-    from fairlead.k8s.cluster import Cluster
-    from fairlead.k8s.manifests import Manifest
     from fairlead.k8s.processes import ProcessState
-
-Namespace = Annotated[
-    str, typer.Option("--namespace", "-n", help="Namespace of the run; one run per namespace.")
-]
-Kubeconfig = Annotated[
-    Path | None,
-    typer.Option(
-        "--kubeconfig", metavar="FILE", help="Kubeconfig to use instead of $KUBECONFIG or ~/.kube/config."
-    ),
-]
-Context = Annotated[
-    str | None,
-    typer.Option("--context", help="Context to use instead of the kubeconfig's current one."),
-]
-RequestSeconds = Annotated[
-    float, typer.Option("--request-seconds", min=0.1, help="Deadline of one request to the cluster.")
-]
-WaitSeconds = Annotated[float, typer.Option("--timeout-seconds", min=0.1, help="How long to wait for pods.")]
-Overlay = Annotated[str, typer.Option("--overlay", help="gpu, kind, or the folder of your own overlay.")]
-Components = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--component", help="A folder of k8s/components, such as keda, or any other folder; repeatable."
-    ),
-]
-Registry = Annotated[
-    str, typer.Option("--registry", help="Registry and path of the images, without their names.")
-]
-Tag = Annotated[str | None, typer.Option("--tag", help="Tag of the images; by default this version.")]
-Stage = Annotated[
-    str, typer.Option("--stage", help="What to run: files, sft, reward-model, preference or ppo.")
-]
 
 _POLL_SECONDS = 1.0
 
@@ -67,6 +48,8 @@ app = typer.Typer(
 
 def register(root: typer.Typer) -> None:
     """Add the group of verbs."""
+    k8s_look.register(app)
+    k8s_models.register(app)
     root.add_typer(app)
 
 
@@ -94,9 +77,7 @@ def up(  # noqa: PLR0913 - a flag each
     create_namespace: Annotated[
         bool, typer.Option("--create-namespace", help="Create the namespace if it does not exist.")
     ] = False,
-    force_conflicts: Annotated[
-        bool, typer.Option("--force-conflicts", help="Take over fields that other managers own.")
-    ] = False,
+    force_conflicts: ForceConflicts = False,
     until_done: Annotated[
         bool,
         typer.Option("--until-done", help="Wait until the trainer ends, and exit with its exit code."),
@@ -107,29 +88,36 @@ def up(  # noqa: PLR0913 - a flag each
     timeout_seconds: WaitSeconds = 1_800.0,
 ) -> None:
     """Render the manifests, apply them and wait."""
-    from fairlead.k8s import waiting
+    from fairlead.k8s import prune, waiting
     from fairlead.k8s.changes import apply_all
+    from fairlead.k8s.plan import plan
     from fairlead.k8s.secret import ensure_secrets
 
-    manifests = _rendered(
-        load_config(config, config_option, overrides), overlay, components, registry, tag, stage, namespace
-    )
-    cluster = _cluster(namespace, kubeconfig, context, request_seconds)
+    run = load_config(config, config_option, overrides)
+    manifests, whole = applied(run, overlay, components, registry, tag, stage, namespace)
+    cluster = connect(namespace, kubeconfig, context, request_seconds)
     cluster.check_namespace(create=create_namespace)
     if ensure_secrets(cluster, manifests):
-        _report("created the Secret redis with new passwords")
+        report("created the Secret redis with new passwords")
+    expected = plan(cluster, manifests, whole, force_conflicts=force_conflicts)
+    for name, reasons in expected.restarted.items():
+        report(f"restarting {name}: {', '.join(reasons)}")
     apply_all(
-        cluster, manifests, force_conflicts=force_conflicts, timeout_seconds=timeout_seconds, report=_report
+        cluster, manifests, force_conflicts=force_conflicts, timeout_seconds=timeout_seconds, report=report
     )
-    _report(f"applied {len(manifests)} objects to namespace {namespace}")
+    report(f"applied {len(manifests)} objects to namespace {namespace}")
+    for deleted in prune.delete_superfluous(cluster, whole):
+        report(f"deleted {deleted}, which these manifests do not have")
     for pod in waiting.restart_crashed(cluster):
-        _report(f"restarting {pod}")
+        report(f"restarting {pod}")
     outcome = waiting.wait_until_ready(
-        cluster, timeout_seconds=timeout_seconds, poll_seconds=_POLL_SECONDS, report=_report
+        cluster, timeout_seconds=timeout_seconds, poll_seconds=_POLL_SECONDS, report=report
     )
+    if not outcome.code:
+        prune.delete_old_settings(cluster, whole)
     if until_done and not outcome.code:
-        _report(outcome.message)
-        outcome = waiting.wait_until_done(cluster, poll_seconds=_POLL_SECONDS, report=_report)
+        report(outcome.message)
+        outcome = waiting.wait_until_done(cluster, poll_seconds=_POLL_SECONDS, report=report)
     if outcome.code:
         fail(outcome.message, code=outcome.code)
     typer.echo(outcome.message)
@@ -158,10 +146,45 @@ def render_manifests(  # noqa: PLR0913 - a flag each
     """Print the manifests as YAML."""
     import yaml
 
-    manifests = _rendered(
-        load_config(config, config_option, overrides), overlay, components, registry, tag, stage, namespace
-    )
+    from fairlead.k8s.manifests import of_stage
+
+    run = load_config(config, config_option, overrides)
+    manifests = of_stage(rendered(run, overlay, components, registry, tag, stage, namespace), stage)
     typer.echo(yaml.safe_dump_all(manifests, sort_keys=False), nl=False)
+
+
+@app.command(
+    "diff",
+    help=with_examples(
+        "Show what `up` with the same arguments would restart, delete, change and create. Changes nothing.",
+        "fairlead k8s diff run.toml --overlay gpu --set ppo.updates=200",
+    ),
+)
+def diff(  # noqa: PLR0913 - a flag each
+    config: ConfigFile = None,
+    config_option: ConfigOption = None,
+    overrides: Overrides = None,
+    *,
+    overlay: Overlay,
+    components: Components = None,
+    registry: Registry = "",
+    tag: Tag = None,
+    stage: Stage = "ppo",
+    namespace: Namespace = "fairlead",
+    force_conflicts: ForceConflicts = False,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    request_seconds: RequestSeconds = 30.0,
+) -> None:
+    """Print a line for each change; the exit code is 0 with and without changes."""
+    from fairlead.k8s.plan import plan
+
+    run = load_config(config, config_option, overrides)
+    manifests, whole = applied(run, overlay, components, registry, tag, stage, namespace)
+    cluster = connect(namespace, kubeconfig, context, request_seconds)
+    cluster.check_namespace(create=False)
+    lines = list(plan(cluster, manifests, whole, force_conflicts=force_conflicts).lines())
+    typer.echo("\n".join(lines) if lines else "no changes")
 
 
 @app.command(
@@ -182,7 +205,7 @@ def status(
 
     from fairlead.k8s.processes import process_states
 
-    cluster = _cluster(namespace, kubeconfig, context, request_seconds)
+    cluster = connect(namespace, kubeconfig, context, request_seconds)
     cluster.check_namespace(create=False)
     states = process_states(cluster)
     if states:
@@ -216,7 +239,7 @@ def scale(
         if not name or not number.isdigit():
             fail(f"scale: got {argument!r}, allowed: PROCESS=NUMBER, such as rollout-worker=8")
         numbers[name] = int(number)
-    changes.scale(_cluster(namespace, kubeconfig, context, request_seconds), numbers)
+    changes.scale(connect(namespace, kubeconfig, context, request_seconds), numbers)
     typer.echo(f"scaled: {', '.join(f'{name} to {number}' for name, number in numbers.items())}")
 
 
@@ -244,63 +267,42 @@ def down(
         typer.confirm(
             f"Delete every checkpoint, report, queue and judgment in namespace {namespace}?", abort=True
         )
-    cluster = _cluster(namespace, kubeconfig, context, request_seconds)
-    kept = changes.take_down(cluster, purge=purge, timeout_seconds=timeout_seconds, report=_report)
+    cluster = connect(namespace, kubeconfig, context, request_seconds)
+    kept = changes.take_down(cluster, purge=purge, timeout_seconds=timeout_seconds, report=report)
     typer.echo(f"down; kept: {', '.join(kept)}" if kept else "down; nothing is kept")
 
 
-def _rendered(
-    config: RunConfig,
-    overlay: str,
-    components: list[str] | None,
-    registry: str,
-    tag: str | None,
-    stage: str,
-    namespace: str,
-) -> list[Manifest]:
-    need("k8s")
-    from fairlead import __version__
-    from fairlead.k8s.manifests import Target, render
-
-    if config.queue.redis_url or config.queue.redis_password is not None:
-        _report("ignored: queue.redis_url and queue.redis_password, because the cluster has its own queue")
-    target = Target(
-        overlay=overlay,
-        namespace=namespace,
-        components=components or (),
-        registry=registry,
-        tag=tag or __version__,
-        stage=stage,
-    )
-    return render(config, target)
-
-
-def _cluster(namespace: str, kubeconfig: Path | None, context: str | None, request_seconds: float) -> Cluster:
-    need("k8s")
-    from fairlead.k8s.cluster import Cluster
-
-    return Cluster.connect(
-        namespace,
-        kubeconfig=str(kubeconfig) if kubeconfig else None,
-        context=context,
-        timeout_seconds=request_seconds,
-    )
-
-
 def _table(states: list[ProcessState]) -> object:
+    """Return a table of the processes, and below it a line for each reason why pods are not ready."""
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
+
+    from fairlead.k8s.waiting import grouped
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("process", "ready", "restarts", "age", "doing"):
-        table.add_column(column, justify="right" if column in ("restarts", "age") else "left")
+    for column in ("process", "ready", "restarts", "age"):
+        table.add_column(column, justify="right" if column in ("restarts", "age") else "left", no_wrap=True)
+    notes: dict[str, str] = {}
     for state in states:
         ready = "done" if state.done else "failed" if state.failed else f"{state.ready}/{state.wanted}"
-        doing = state.failed or state.doing
-        if state.end is not None and not state.done and str(state.end.code) not in doing:
-            last = f"last exit code {state.end.code} ({state.end.message})"
-            doing = f"{doing}; {last}" if doing else last
-        table.add_row(state.name, ready, str(state.restarts), _age(state.started), doing)
-    return table
+        table.add_row(state.name, ready, str(state.restarts), _age(state.started))
+        if note := _note(state):
+            notes[state.name] = note
+    if not notes:
+        return table
+    return Group(table, "", *(Text(line) for line in grouped(notes)))
+
+
+def _note(state: ProcessState) -> str:
+    doing = state.failed or ("" if state.done else state.doing)
+    if state.end is not None and not state.done and str(state.end.code) not in doing:
+        last = f"last exit code {state.end.code} ({state.end.message})"
+        doing = f"{doing}; {last}" if doing else last
+    if state.replaced is not None and not state.done:
+        last = f"its pod was replaced {_age(state.replaced)} ago"
+        doing = f"{doing}; {last}" if doing else last
+    return doing
 
 
 def _age(started: datetime | None) -> str:
@@ -311,7 +313,3 @@ def _age(started: datetime | None) -> str:
         if seconds >= size:
             return f"{seconds // size} {unit}"
     return f"{seconds} s"
-
-
-def _report(line: str) -> None:
-    typer.echo(line, err=True)

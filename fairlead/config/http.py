@@ -33,6 +33,10 @@ def _origin_or_all(text: str) -> str:
     return text
 
 
+def _origin_or_none(text: str) -> str:
+    return origin(text) if text else text
+
+
 def _prefix(text: str) -> str:
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", text):
         raise ValueError("a path such as /scoring, without a slash at its end")
@@ -75,6 +79,9 @@ class GatewaySection(HttpSection):
     means that the service does not exist.
     """
 
+    origin: Annotated[str, AfterValidator(_origin_or_none)] = ""
+    """Origin under which callers outside a cluster reach the gateway, such as `https://rewards.example.com`:
+    the host of its Ingress or HTTPRoute. Has no effect on one machine."""
     cors_origins: tuple[Annotated[str, AfterValidator(_origin_or_all)], ...] = ()
     """Origins of web pages that may call the gateway from a browser (CORS), such as
     `https://tools.example.com`; `*` allows every page. Empty: none."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -47,12 +47,33 @@ def replace_text(path: Path, text: str) -> None:
     aside.replace(path)
 
 
-def as_toml(config: RunConfig, *, without_defaults: bool = False) -> str:
-    """Return the configuration as TOML, without secrets and, if wanted, without values that are defaults."""
+def as_toml(config: RunConfig, *, without_defaults: bool = False, only: Collection[str] | None = None) -> str:
+    """Return the configuration as TOML, without secrets.
+
+    Args:
+        config: the configuration.
+        without_defaults: leave out values that are defaults.
+        only: dotted keys of the settings and sections to write; None writes all.
+    """
     values = without_secrets(config).model_dump(
         mode="json", exclude_none=True, exclude_defaults=without_defaults
     )
-    return "\n".join(_lines(values)) + "\n"
+    return "\n".join(_lines(values if only is None else _selected(values, only))) + "\n"
+
+
+def is_selected(key: str, only: Collection[str]) -> bool:
+    """Return whether a dotted key is one of `only`, or of one of its sections."""
+    return any(key == one or key.startswith(f"{one}.") for one in only)
+
+
+def _selected(table: Mapping[str, object], only: Collection[str], prefix: str = "") -> Mapping[str, object]:
+    found: dict[str, object] = {}
+    for key, value in table.items():
+        if is_selected(f"{prefix}{key}", only):
+            found[key] = value
+        elif isinstance(value, Mapping) and (inner := _selected(value, only, f"{prefix}{key}.")):
+            found[key] = inner
+    return found
 
 
 def _without_password(section: _Redis) -> _Redis:

@@ -7,12 +7,15 @@ by a new one, which continues from the checkpoint.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fairlead.errors import ClusterRefused, ConfigError, Stalled
 from fairlead.k8s.cluster import Cluster, ImmutableObject
 from fairlead.k8s.manifests import COMPONENT, JOB_SET, NAME, OURS, Manifest
+from fairlead.k8s.secret import SECRET
+from fairlead.k8s.settings import pod_templates
 
 _Kinds = tuple[tuple[str, str], ...]
 
@@ -21,7 +24,8 @@ _POLL_SECONDS = 0.5
 
 _AUTOSCALER = ("keda.sh/v1alpha1", "ScaledObject")
 _JOB = ("batch/v1", "Job")
-_STOP_ORDER: tuple[tuple[tuple[str, str], str], ...] = (
+_STAGE = re.compile(r"trainer\.(sft|reward_model|preference|ppo)")
+STOP_ORDER: tuple[tuple[tuple[str, str], str], ...] = (
     # The autoscaler, which creates pods; then clients of the services, the services and the queue, as on one
     # machine.
     (_AUTOSCALER, OURS),
@@ -31,10 +35,12 @@ _STOP_ORDER: tuple[tuple[tuple[str, str], str], ...] = (
     (("apps/v1", "Deployment"), OURS),
     (("apps/v1", "StatefulSet"), OURS),
 )
-_WITHOUT_PODS: _Kinds = (
+"""Kinds that have pods, each with a selector, in the order in which `down` stops them."""
+WITHOUT_PODS: _Kinds = (
     ("keda.sh/v1alpha1", "TriggerAuthentication"),
     ("monitoring.coreos.com/v1", "PodMonitor"),
     ("monitoring.coreos.com/v1", "PrometheusRule"),
+    ("gateway.networking.k8s.io/v1", "HTTPRoute"),
     ("networking.k8s.io/v1", "Ingress"),
     ("networking.k8s.io/v1", "NetworkPolicy"),
     ("policy/v1", "PodDisruptionBudget"),
@@ -42,8 +48,9 @@ _WITHOUT_PODS: _Kinds = (
     ("v1", "ConfigMap"),
     ("v1", "ServiceAccount"),
 )
-_KEPT: _Kinds = (("v1", "PersistentVolumeClaim"), ("v1", "Secret"))
-"""The run's files, the queue's data and passwords, and what people said: only `purge` deletes them."""
+"""The other kinds that `up` applies and `down` deletes."""
+_CLAIM = ("v1", "PersistentVolumeClaim")
+"""The run's files, the queue's data and what people said: only `purge` deletes them, and the passwords."""
 
 
 def apply_all(
@@ -67,13 +74,22 @@ def apply_all(
         ClusterRefused: before anything is changed, if the cluster does not know a kind.
         Stalled: if the pods of a Job do not end.
     """
-    for api_version, kind in sorted({(one["apiVersion"], one["kind"]) for one in manifests}):
-        cluster.path(api_version, kind)
+    check_kinds(cluster, manifests)
     for manifest in sorted(manifests, key=_order):
         if manifest["kind"] in ("Job", "JobSet"):
             _apply_job(cluster, manifest, force_conflicts, timeout_seconds, report)
         else:
             cluster.apply(manifest, force_conflicts=force_conflicts)
+
+
+def check_kinds(cluster: Cluster, manifests: Sequence[Manifest]) -> None:
+    """Check that the cluster knows the kinds of the objects.
+
+    Raises:
+        ClusterRefused: it does not know one; names it.
+    """
+    for api_version, kind in sorted({(one["apiVersion"], one["kind"]) for one in manifests}):
+        cluster.path(api_version, kind)
 
 
 def condition(manifest: Manifest, kind: str) -> Manifest | None:
@@ -137,11 +153,20 @@ def take_down(
     Returns:
         The objects of the run that still exist: volumes and passwords.
 
+    Numbers of pods are not kept; `report` gets the command that sets them again.
+
     Raises:
         Stalled: if pods do not end.
     """
-    for kind, selector in _STOP_ORDER:
+    scaled: dict[str, int] = {}
+    for kind, selector in STOP_ORDER:
         found = cluster.list_if_known(*kind, selector=selector)
+        if kind[1] == "Deployment":
+            scaled |= {
+                one["metadata"]["name"]: one["spec"]["replicas"]
+                for one in found
+                if one["spec"].get("replicas", 1) > 1
+            }
         for manifest in found:
             report(f"stopping {manifest['metadata']['name']}")
             cluster.delete(*kind, manifest["metadata"]["name"])
@@ -149,20 +174,49 @@ def take_down(
             if kind != _AUTOSCALER:
                 name = manifest["metadata"]["labels"][NAME]
                 wait_until_gone(cluster, name, timeout_seconds=timeout_seconds)
-    for kind in (*_WITHOUT_PODS, *(_KEPT if purge else ())):
+    if scaled:
+        numbers = " ".join(f"{name}={number}" for name, number in sorted(scaled.items()))
+        report(f"after the next up, for as many pods as before: fairlead k8s scale {numbers}")
+    kinds: _Kinds = (*WITHOUT_PODS, _CLAIM) if purge else WITHOUT_PODS
+    for kind in kinds:
         for manifest in cluster.list_if_known(*kind):
             cluster.delete(*kind, manifest["metadata"]["name"])
-    return [
-        f"{name} {one['metadata']['name']}"
-        for version, name in _KEPT
-        for one in cluster.list_if_known(version, name)
-        if "deletionTimestamp" not in one["metadata"]
-    ]
+    if purge:
+        cluster.delete("v1", "Secret", SECRET)
+    kept = [one for one in cluster.list(*_CLAIM) if "deletionTimestamp" not in one["metadata"]]
+    names = [f"{_CLAIM[1]} {one['metadata']['name']}" for one in kept]
+    # By its name: the right to list Secrets is the right to read all of them.
+    return names + ([f"Secret {SECRET}"] if cluster.get("v1", "Secret", SECRET) else [])
 
 
 def _order(manifest: Manifest) -> int:
     kind = manifest["kind"]
     return _APPLIED_FIRST.index(kind) if kind in _APPLIED_FIRST else len(_APPLIED_FIRST)
+
+
+def is_same_stage(before: Manifest, after: Manifest) -> bool:
+    """Return whether two Jobs, or other objects with pods, run the same stage."""
+    return _stage(before) == _stage(after)
+
+
+def _stage(owner: Manifest) -> str:
+    arguments = [
+        argument
+        for template in pod_templates(owner)
+        for argument in template["spec"]["containers"][0].get("args") or ()
+    ]
+    found = next((match[1] for one in arguments if (match := _STAGE.fullmatch(one))), "")
+    return found.replace("_", "-")
+
+
+def jobs_replaced_by(cluster: Cluster, manifests: Sequence[Manifest]) -> Iterator[Manifest]:
+    """Yield each Job that becomes a JobSet of the same name, or the reverse, with its kind."""
+    for manifest in manifests:
+        if manifest["kind"] in ("Job", "JobSet"):
+            other = JOB_SET if manifest["kind"] == "Job" else _JOB
+            for one in cluster.list_if_known(*other):
+                if one["metadata"]["name"] == manifest["metadata"]["name"]:
+                    yield one | {"kind": other[1]}
 
 
 def _apply_job(
@@ -174,7 +228,7 @@ def _apply_job(
 ) -> None:
     name, kind = manifest["metadata"]["name"], manifest["kind"]
     other = JOB_SET if kind == "Job" else _JOB
-    if any(one["metadata"]["name"] == name for one in cluster.list_if_known(*other)):
+    if any(jobs_replaced_by(cluster, [manifest])):
         report(f"{name} was a {other[1]}: a {kind} replaces it and continues from the checkpoint")
         _delete_job(cluster, other, name, timeout_seconds)
     found = cluster.get(manifest["apiVersion"], kind, name)
@@ -184,7 +238,12 @@ def _apply_job(
         try:
             cluster.apply(manifest, force_conflicts=force_conflicts)
         except ImmutableObject:
-            report(f"{name} has new settings: a new {kind} replaces it and continues from the checkpoint")
+            report(
+                f"{name} has new settings: a new {kind} replaces it and continues from the checkpoint"
+                if found is None or is_same_stage(found, manifest)
+                else f"{name} gets the stage {_stage(manifest)}: "
+                f"a new {kind} replaces that of {_stage(found)}"
+            )
         else:
             return
     _delete_job(cluster, (manifest["apiVersion"], kind), name, timeout_seconds)

@@ -114,8 +114,8 @@ class Cluster:
         except ObjectNotFound:
             return []
 
-    def apply(self, manifest: Manifest, *, force_conflicts: bool = False) -> Manifest:
-        """Create or change an object by server-side apply.
+    def apply(self, manifest: Manifest, *, force_conflicts: bool = False, dry_run: bool = False) -> Manifest:
+        """Create or change an object by server-side apply, and return it; `dry_run` only returns the outcome.
 
         Raises:
             ImmutableObject: if the change is possible only in a new object.
@@ -127,7 +127,11 @@ class Cluster:
             "PATCH",
             self.path(manifest["apiVersion"], kind, name),
             what=f"apply {kind} {name}",
-            query={"fieldManager": FIELD_MANAGER, "force": str(force_conflicts).lower()},
+            query={
+                "fieldManager": FIELD_MANAGER,
+                "force": str(force_conflicts).lower(),
+                **({"dryRun": "All"} if dry_run else {}),
+            },
             body=manifest,
             content_type=_APPLY_PATCH,
         )
@@ -154,6 +158,46 @@ class Cluster:
             )
         except ObjectNotFound:
             return
+
+    def read(self, path: str, what: str) -> Manifest:
+        """Return what the API answers to a GET of a path outside the namespace, such as `/version`."""
+        return self._request("GET", path, what=what)
+
+    def log(self, pod: str, *, lines: int, previous: bool) -> str:
+        """Return the last lines of a pod's log; `previous` means before the last restart of its container."""
+        query = {"tailLines": str(lines), "previous": str(previous).lower()}
+        path = f"{self.path('v1', 'Pod', pod)}/log"
+        return self._send("GET", path, what=f"read the log of {pod}", query=query).decode(errors="replace")
+
+    def may(self, verb: str, group: str, resource: str, name: str = "") -> bool:
+        """Return whether the account has a right in the namespace; asks the API (SelfSubjectAccessReview).
+
+        Args:
+            verb: such as `patch`.
+            group: API group; empty for the core.
+            resource: plural, with a subresource if it is meant: `deployments/scale`.
+            name: name of the object; empty for any.
+        """
+        resource, _, subresource = resource.partition("/")
+        attributes = {
+            "namespace": self.namespace,
+            "verb": verb,
+            "group": group,
+            "resource": resource,
+            "subresource": subresource,
+            "name": name,
+        }
+        answer = self._request(
+            "POST",
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+            what="ask for the rights of the account",
+            body={
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectAccessReview",
+                "spec": {"resourceAttributes": {key: value for key, value in attributes.items() if value}},
+            },
+        )
+        return bool((answer.get("status") or {}).get("allowed"))
 
     def check_namespace(self, *, create: bool) -> None:
         """Check that the namespace exists.
@@ -220,6 +264,22 @@ class Cluster:
         body: Manifest | None = None,
         content_type: str = "application/json",
     ) -> Manifest:
+        found = json.loads(
+            self._send(method, path, what=what, query=query, body=body, content_type=content_type)
+        )
+        assert isinstance(found, dict)
+        return found
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        what: str,
+        query: Mapping[str, str] | None = None,
+        body: Manifest | None = None,
+        content_type: str = "application/json",
+    ) -> bytes:
         from kubernetes.client.exceptions import ApiException
 
         try:
@@ -237,9 +297,7 @@ class Cluster:
             raise refusal(error, what, host=self.host, namespace=self.namespace) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise no_answer(error, what, host=self.host, seconds=self.timeout_seconds) from None
-        found = json.loads(answer.data)
-        assert isinstance(found, dict)
-        return found
+        return bytes(answer.data)
 
 
 def refusal(error: Any, what: str, *, host: str, namespace: str) -> FairleadError:  # noqa: ANN401
@@ -269,7 +327,8 @@ def refusal(error: Any, what: str, *, host: str, namespace: str) -> FairleadErro
         0: f"the kubeconfig does not trust the certificate of the cluster at {host} "
         f"({message.rpartition('] ')[2].splitlines()[-1] if message else 'TLS'})",
         401: f"the cluster at {host} rejected the credentials (401): log in again, or use another --context",
-        403: f"no permission to {where}: {message}. Ask for a role that has it",
+        403: f"no permission to {where}: {message}. Ask for a role that has it, such as "
+        "k8s/components/operator-role",
         404: f"{where}: {message}",
     }
     return kind(sentences.get(status, f"{where}: the cluster refused the request with {status}: {message}"))

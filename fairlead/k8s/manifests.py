@@ -22,9 +22,11 @@ import yaml
 from fairlead import __version__
 from fairlead.config import RunConfig
 from fairlead.config.feedback import FeedbackSection
+from fairlead.config.http import GatewaySection
 from fairlead.config.infrastructure import RanksSection
 from fairlead.config.saving import as_toml
 from fairlead.errors import ConfigError
+from fairlead.k8s.settings import split
 from fairlead.planning.gpus import engine_gpus
 
 Manifest = dict[str, Any]
@@ -92,30 +94,39 @@ def checkout() -> Path:
 
 
 def render(config: RunConfig, target: Target) -> list[Manifest]:
-    """Return every object of the run, in the order of kustomize.
+    """Return the objects of a stage; see `render_run`."""
+    return of_stage(render_run(config, target), target.stage)
+
+
+def of_stage(objects: Sequence[Manifest], stage: str) -> list[Manifest]:
+    """Return the objects that a stage needs, out of those of the whole run."""
+    parts = (*_PARTS[stage], _FEEDBACK, "namespace") if stage in _PARTS else None
+    return [one for one in objects if parts is None or one["metadata"]["labels"].get(COMPONENT) in parts]
+
+
+def render_run(config: RunConfig, target: Target) -> list[Manifest]:
+    """Return every object of the run, also those that its stage does not need.
+
+    They are in the order of kustomize. Each process has a ConfigMap of the settings that it reads.
 
     Raises:
         ConfigError: if kubectl is missing, an overlay, component or stage is unknown, an image has no
-            registry, `feedback.origin` is not https, or kustomize refuses the manifests.
+            registry, an origin is not https, or kustomize refuses the manifests.
     """
     if target.stage not in STAGES:
         raise ConfigError("stage", got=target.stage, allowed=f"one of {', '.join(STAGES)}")
     with tempfile.TemporaryDirectory(prefix="fairlead-k8s-") as name:
         folder = Path(name).resolve()
-        (folder / "run.toml").write_text(_run_file(config), encoding="utf-8")
+        (folder / "run.toml").write_text(as_toml(_inside(config), without_defaults=True), encoding="utf-8")
         (folder / "kustomization.yaml").write_text(
             yaml.safe_dump(_kustomization(config, target, folder), sort_keys=False), encoding="utf-8"
         )
         objects = kustomize(folder)
     if config.reference.engine == "trainer":
         objects = [one for one in objects if one["metadata"]["labels"].get(NAME) != "reference"]
-    if not config.feedback.origin:
-        objects = [one for one in objects if one["kind"] != "Ingress"]
-    objects = [_fitted(manifest, config, target) for manifest in objects]
-    if target.stage in _PARTS:
-        parts = (*_PARTS[target.stage], _FEEDBACK)
-        objects = [one for one in objects if one["metadata"]["labels"].get(COMPONENT) in parts]
-    _check_images(objects)
+    objects = _with_routes(config, objects)
+    objects = split(_inside(config), [_fitted(manifest, config, target) for manifest in objects])
+    _check_images(of_stage(objects, target.stage))
     return objects
 
 
@@ -147,10 +158,9 @@ def kustomize(folder: Path) -> list[Manifest]:
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
-def _run_file(config: RunConfig) -> str:
-    """Return the run's file for the ConfigMap, with the paths of the pods and without passwords."""
-    inside = config.model_copy(update={"runs": Path("/fairlead/runs"), "base": Path("/fairlead/data")})
-    return as_toml(inside, without_defaults=True)
+def _inside(config: RunConfig) -> RunConfig:
+    """Return the configuration with the paths of the pods."""
+    return config.model_copy(update={"runs": Path("/fairlead/runs"), "base": Path("/fairlead/data")})
 
 
 def _kustomization(config: RunConfig, target: Target, folder: Path) -> Mapping[str, object]:
@@ -195,11 +205,9 @@ def _existing(folder: Path, name: str, flag: str) -> Path:
 
 
 def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
-    """Set what kustomize cannot: the queue keys that the autoscaler reads, the trainer's stage and ranks, the
-    GPUs of the model services, and the address of the feedback service.
+    """Set what kustomize cannot: the queue keys that the autoscaler reads, the trainer's stage and ranks, and
+    the GPUs of the model services.
     """
-    if manifest["kind"] == "Ingress" and manifest["metadata"]["name"] == _FEEDBACK:
-        _set_origin(manifest["spec"], config.feedback)
     if config.observe.metrics_tls:
         _set_metrics_tls(manifest)
     if manifest["kind"] == "ScaledObject":
@@ -246,19 +254,49 @@ def _set_metrics_tls(manifest: Manifest) -> None:
                     request["scheme"] = "HTTPS"
 
 
-def _set_origin(ingress: Manifest, section: FeedbackSection) -> None:
-    """Give an Ingress the host name and the path under which people reach the feedback service.
+def _with_routes(config: RunConfig, objects: Sequence[Manifest]) -> list[Manifest]:
+    """Return the objects with the routes into the cluster that have an origin, each with its host and path.
 
     Raises:
-        ConfigError: the origin is not https: an Ingress with a certificate serves no other.
+        ConfigError: an origin is not https, and the routes serve no other.
     """
-    origin = urlsplit(section.origin)
+    services = {one["metadata"]["name"] for one in objects if one["kind"] == "Service"}
+    has_routes = any(one["kind"] == "HTTPRoute" for one in objects)
+    found: list[Manifest] = []
+    for manifest in objects:
+        if manifest["kind"] not in ("Ingress", "HTTPRoute"):
+            found.append(manifest)
+            continue
+        name = manifest["metadata"]["name"]
+        sections: dict[str, FeedbackSection | GatewaySection] = {
+            "gateway": config.gateway,
+            _FEEDBACK: config.feedback,
+        }
+        if name not in sections:
+            found.append(manifest)
+        elif (
+            sections[name].origin and name in services and not (manifest["kind"] == "Ingress" and has_routes)
+        ):
+            _set_origin(manifest, name, sections[name])
+            found.append(manifest)
+    return found
+
+
+def _set_origin(route: Manifest, name: str, section: FeedbackSection | GatewaySection) -> None:
+    """Give an Ingress or an HTTPRoute the host name and the path under which a service is reached."""
+    origin, path = urlsplit(section.origin), section.root_path or "/"
     if origin.scheme != "https":
-        raise ConfigError("feedback.origin", got=section.origin, allowed="an https:// address on a cluster")
-    (certificate,), (rule,) = ingress["tls"], ingress["rules"]
+        raise ConfigError(f"{name}.origin", got=section.origin, allowed="an https:// address on a cluster")
+    spec = route["spec"]
+    (rule,) = spec["rules"]
+    if route["kind"] == "HTTPRoute":
+        spec["hostnames"] = [origin.hostname]
+        rule["matches"][0]["path"]["value"] = path
+        return
+    (certificate,) = spec["tls"]
     certificate["hosts"] = [origin.hostname]
     rule["host"] = origin.hostname
-    rule["http"]["paths"][0]["path"] = section.root_path or "/"
+    rule["http"]["paths"][0]["path"] = path
 
 
 def job_spec(manifest: Manifest) -> Manifest:

@@ -1,20 +1,26 @@
 """The state of a run's processes in the cluster: how many pods are ready, and why the others are not.
 
-Reads Deployments, StatefulSets, Jobs, JobSets and their pods; changes nothing.
+Reads Deployments, StatefulSets, Jobs, JobSets, their pods and, for pods that do not start, events; changes
+nothing.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 
+from fairlead.k8s import obstacles
 from fairlead.k8s.cluster import Cluster
 from fairlead.k8s.manifests import JOB_SET, NAME, Manifest, job_spec
 
 KINDS = (("apps/v1", "StatefulSet"), ("apps/v1", "Deployment"), ("batch/v1", "Job"))
 """Kinds of objects that own pods, besides JobSets."""
+_UNEXPLAINED = ("", "starting", "ContainerCreating", "PodInitializing")
+"""What pods do while they wait for something that only an event names."""
+_REPLACED_AFTER = timedelta(minutes=1)
+"""A pod that is created later than this after the last change of its settings has replaced another."""
 _JOB_SET_NAME = "jobset.sigs.k8s.io/jobset-name"
 """Label of the Jobs of a JobSet."""
 
@@ -50,7 +56,9 @@ class ProcessState:
     doing: str = ""
     """What the pods that are not ready do or wait for."""
     restarts: int = 0
-    """Restarts of all its containers."""
+    """Restarts of all its containers, and for a Job its failed pods."""
+    replaced: datetime | None = None
+    """Creation of the newest pod, if it replaced one long after the last change of the settings."""
     started: datetime | None = None
     """Start of the oldest pod."""
     end: ContainerEnd | None = None
@@ -65,7 +73,16 @@ def process_states(cluster: Cluster) -> list[ProcessState]:
     owners += [_as_job(one) for one in cluster.list_if_known(*JOB_SET)]
     pods = cluster.list("v1", "Pod")
     pods.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
-    return [_state(owner, [pod for pod in pods if _name(pod) == _name(owner)]) for owner in owners]
+    states = [_state(owner, [pod for pod in pods if _name(pod) == _name(owner)]) for owner in owners]
+    if all(state.is_settled or state.doing not in _UNEXPLAINED for state in states):
+        return states
+    found = obstacles.find(cluster, pods, owners)
+    return [
+        replace(state, doing=found[state.name])
+        if state.doing in _UNEXPLAINED and state.name in found
+        else state
+        for state in states
+    ]
 
 
 def _as_job(job_set: Manifest) -> Manifest:
@@ -79,7 +96,9 @@ def _as_job(job_set: Manifest) -> Manifest:
     # A Job is ready when all of its pods are.
     ready = sum(int(one.get("ready") or 0) for one in status.get("replicatedJobsStatus") or ())
     pods = ready * int(found["spec"].get("parallelism", 1))
-    return found | {"status": {"conditions": conditions, "ready": pods}}
+    return found | {
+        "status": {"conditions": conditions, "ready": pods, "failed": int(status.get("restarts") or 0)}
+    }
 
 
 def is_crash_looping(pod: Manifest) -> bool:
@@ -101,7 +120,12 @@ def _state(owner: Manifest, pods: Sequence[Manifest]) -> ProcessState:
     conditions = {one["type"]: one for one in status.get("conditions") or () if one["status"] == "True"}
     is_job = owner["kind"] in ("Job", "JobSet")
     wanted = int(spec.get("parallelism" if is_job else "replicas", 1))
-    ready = int(status.get("ready" if is_job else "readyReplicas") or 0)
+    # The controller of Jobs counts ready pods late.
+    ready = (
+        max(int(status.get("ready") or 0), _ready(current))
+        if is_job
+        else int(status.get("readyReplicas") or 0)
+    )
     done = "Complete" in conditions
     failed = conditions.get("Failed", {}) if is_job else {}
     starts = [_time(pod["status"]["startTime"]) for pod in pods if (pod.get("status") or {}).get("startTime")]
@@ -116,10 +140,29 @@ def _state(owner: Manifest, pods: Sequence[Manifest]) -> ProcessState:
         failed=str(failed.get("message") or failed.get("reason") or ""),
         # The pods of earlier attempts of a Job still exist; only the newest show what it does.
         doing="done" if done else _doing(pods[:wanted] if is_job else pods),
-        restarts=sum(int(one.get("restartCount", 0)) for pod in pods for one in _containers(pod)),
+        restarts=sum(int(one.get("restartCount", 0)) for pod in pods for one in _containers(pod))
+        + (int(status.get("failed") or 0) if is_job else 0),
+        replaced=_replaced(owner, current),
         started=min(starts, default=None),
         end=_last_end(current),
     )
+
+
+def _ready(pods: Sequence[Manifest]) -> int:
+    return sum(all(one.get("ready") for one in _containers(pod)) for pod in pods if _containers(pod))
+
+
+def _replaced(owner: Manifest, pods: Sequence[Manifest]) -> datetime | None:
+    """Return when the newest pod was created, if that was long after the last change of its owner."""
+    metadata = owner["metadata"]
+    changes = [metadata.get("creationTimestamp")]
+    changes += [
+        one.get("time") for one in metadata.get("managedFields") or () if one.get("subresource") != "status"
+    ]
+    created = [pod["metadata"].get("creationTimestamp") for pod in pods]
+    times = [_time(one) for one in changes if one]
+    newest = max((_time(one) for one in created if one), default=None)
+    return newest if newest is not None and times and newest > max(times) + _REPLACED_AFTER else None
 
 
 def _is_rolled_out(owner: Manifest, wanted: int) -> bool:
@@ -161,9 +204,17 @@ def _pod_doing(pod: Manifest) -> str:
         return "ending"
     for one in (pod.get("status") or {}).get("conditions") or ():
         if one["type"] == "PodScheduled" and one["status"] == "False":
-            return f"not scheduled: {one.get('message') or one.get('reason') or 'no reason given'}"
+            message = one.get("message") or one.get("reason") or "no reason given"
+            return f"not scheduled: {_first_clause(message)}"
     statuses = _containers(pod)
     return next((text for text in map(_container_doing, statuses) if text), "" if statuses else "starting")
+
+
+def _first_clause(message: str) -> str:
+    """Return why the scheduler found no node, without the number of nodes and the attempt to preempt."""
+    clause = message.partition(" preemption: ")[0].rstrip(". ")
+    count, separator, reasons = clause.partition(" nodes are available: ")
+    return reasons if separator and "/" in count else clause
 
 
 def _container_doing(status: Manifest) -> str:

@@ -42,13 +42,16 @@ def ensure_secrets(cluster: Cluster, manifests: Sequence[Manifest]) -> bool:
     if missing:
         raise ClusterRefused(
             f"namespace {cluster.namespace} has no Secret {', '.join(missing)}: create it as described in "
-            "docs/security.md. Nothing was applied"
+            "docs/security.md, or in docs/kubernetes.md for fairlead-hub and fairlead-registry. Nothing was "
+            "applied"
         )
     return _ensure_passwords(cluster)
 
 
 def _named(manifest: Manifest) -> Iterator[tuple[str, bool]]:
     """Yield the name of each Secret of an object's pods, and whether it is optional."""
+    for source in manifest.get("imagePullSecrets", ()):
+        yield source["name"], False
     spec = (manifest["spec"].get("template") or {}).get("spec") or {} if "spec" in manifest else {}
     for volume in spec.get("volumes", ()):
         if "secret" in volume:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fairlead.errors import Stalled, Transient
 from fairlead.k8s.cluster import Cluster
@@ -57,9 +58,21 @@ def wait_until_ready(
     return _wait(cluster, _readiness, timeout_seconds, poll_seconds, report)
 
 
-def wait_until_done(cluster: Cluster, *, poll_seconds: float, report: Callable[[str], None]) -> WaitOutcome:
-    """Wait without a time limit until the trainer ends; its failure is the outcome's."""
-    return _wait(cluster, _end_of_trainer, math.inf, poll_seconds, report)
+def wait_until_done(
+    cluster: Cluster,
+    *,
+    name: str = _TRAINER,
+    timeout_seconds: float = math.inf,
+    poll_seconds: float,
+    report: Callable[[str], None],
+) -> WaitOutcome:
+    """Wait until a Job ends, by default the trainer, without a time limit; its failure is the outcome's.
+
+    Raises:
+        Stalled: after `timeout_seconds`.
+    """
+    of_process = None if name == _TRAINER else name
+    return _wait(cluster, partial(_end_of, name), timeout_seconds, poll_seconds, report, of_process)
 
 
 def _wait(
@@ -68,22 +81,26 @@ def _wait(
     timeout_seconds: float,
     poll_seconds: float,
     report: Callable[[str], None],
+    of_process: str | None = None,
 ) -> WaitOutcome:
-    """Poll until `check` returns an outcome; until then it returns what is waited for, by process."""
+    """Poll until `check` returns an outcome; until then it returns what is waited for, and why.
+
+    A failure of any process ends the wait, or only one of `of_process`.
+    """
     deadline = time.monotonic() + timeout_seconds
     reported: dict[str, str] = {}
     while True:
         try:
-            states = process_states(cluster)
+            states = [one for one in process_states(cluster) if of_process in (None, one.name)]
             found = _failure(states) or check(states)
         except Transient as error:
-            found = {"cluster": str(error)}
+            found = {"the cluster": str(error)}
         if isinstance(found, WaitOutcome):
             return found
         if time.monotonic() > deadline:
-            raise Stalled(f"waited {timeout_seconds:.0f} s for {', '.join(found.values())}")
-        for name in [name for name in found if found[name] != reported.get(name)]:
-            report(f"waiting for {found[name]}")
+            raise Stalled(f"waited {timeout_seconds:.0f} s for {'; '.join(grouped(found))}")
+        for line in grouped({name: text for name, text in found.items() if text != reported.get(name)}):
+            report(f"waiting for {line}")
         reported |= found
         time.sleep(poll_seconds)
 
@@ -92,16 +109,18 @@ def _readiness(states: Sequence[ProcessState]) -> WaitOutcome | dict[str, str]:
     waiting = [state for state in states if not state.is_settled]
     if states and not waiting:
         return WaitOutcome(0, f"ready: {', '.join(_counted(state) for state in states)}")
-    return {state.name: _explained(state) for state in waiting} or {"": "the first object"}
+    return {f"{state.name} {state.ready}/{state.wanted}": state.doing for state in waiting} or {
+        "the first object": ""
+    }
 
 
-def _end_of_trainer(states: Sequence[ProcessState]) -> WaitOutcome | dict[str, str]:
-    trainer = next((state for state in states if state.name == _TRAINER), None)
-    if trainer is None:
-        return WaitOutcome(1, "the trainer no longer exists in this namespace")
-    if trainer.done:
-        return WaitOutcome(0, "the trainer has finished")
-    return {_TRAINER: f"the end of the {_TRAINER}{f' ({trainer.doing})' if trainer.doing else ''}"}
+def _end_of(name: str, states: Sequence[ProcessState]) -> WaitOutcome | dict[str, str]:
+    job = next((state for state in states if state.name == name), None)
+    if job is None:
+        return WaitOutcome(1, f"the {name} no longer exists in this namespace")
+    if job.done:
+        return WaitOutcome(0, f"the {name} has finished")
+    return {f"the end of the {name}": job.doing}
 
 
 def _failure(states: Sequence[ProcessState]) -> WaitOutcome | None:
@@ -116,9 +135,13 @@ def _failure(states: Sequence[ProcessState]) -> WaitOutcome | None:
     return None
 
 
+def grouped(reasons: Mapping[str, str]) -> list[str]:
+    """Return a line for each reason, with all that wait for it: `policy 0/1, reward 0/1 (starting)`."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return [f"{', '.join(waiting)}{f' ({reason})' if reason else ''}" for reason, waiting in names.items()]
+
+
 def _counted(state: ProcessState) -> str:
     return f"{state.name} {'done' if state.done else state.ready}"
-
-
-def _explained(state: ProcessState) -> str:
-    return f"{state.name} {state.ready}/{state.wanted}{f' ({state.doing})' if state.doing else ''}"

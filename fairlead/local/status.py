@@ -29,6 +29,8 @@ STAGES = ("sft", "reward_model", "preference", "ppo")
 """The stages in the order in which a run executes them."""
 
 _REQUEST_SECONDS = 2.0
+_SILENT_SECONDS = 600.0
+"""Longer than a stage without a supervisor is silent while it works."""
 _SHORTEST_WAIT_SECONDS = 1.0
 _STOPPED_BY_SIGNAL = (129, 130, 143)
 _LOG_BYTES = 65_536
@@ -67,7 +69,8 @@ class RunStatus:
     """The run's folder."""
     state: str
     """new, running, finished, stopped (by a person or a guard), failed, crashed (the supervisor died), or
-    unknown (a run without a supervisor)."""
+    unknown. A run without a supervisor on this machine, such as one of a cluster, is running while its stage
+    reports progress, and unknown afterwards."""
     reason: str = ""
     """Why it stopped or failed, as the process reported it."""
     stage: str = ""
@@ -92,7 +95,8 @@ async def read_status(folder: RunFolder) -> RunStatus:
     supervised = read_record(folder.supervisor)
     config = _config(folder)
     results = {stage: result for stage in STAGES if (result := _result(folder, stage)) is not None}
-    state, reason = _state(now, supervised, results)
+    age = _age(folder.progress)
+    state, reason = _state(now, supervised, results, age)
     live = supervised is not None and supervised.alive
     services: Iterable[ServiceStatus] = ()
     if supervised is not None:
@@ -105,7 +109,7 @@ async def read_status(folder: RunFolder) -> RunStatus:
         reason=reason,
         stage=supervised.stage if live and supervised else (now.stage if now else ""),
         progress=now,
-        said_seconds_ago=_age(folder.progress),
+        said_seconds_ago=age,
         rollouts_per_second=_rollouts_per_second(now, config),
         finished_stages=results,
         services=tuple(services),
@@ -114,12 +118,13 @@ async def read_status(folder: RunFolder) -> RunStatus:
 
 
 def _state(
-    now: StageProgress | None, supervised: SupervisorRecord | None, results: dict[str, dict[str, object]]
+    now: StageProgress | None,
+    supervised: SupervisorRecord | None,
+    results: dict[str, dict[str, object]],
+    age_seconds: float | None,
 ) -> tuple[str, str]:
     if supervised is None:
-        if now is None:
-            return "new", ""
-        return ("finished", "") if now.phase == "done" and now.stage in results else ("unknown", "")
+        return _state_of_progress(now, results, age_seconds)
     outcome = supervised.outcome
     if supervised.alive:
         return "running", f"ending: {outcome.message}" if outcome else ""
@@ -128,6 +133,22 @@ def _state(
     if outcome.code == 0:
         return "finished", ""
     return ("stopped" if outcome.code in (5, *_STOPPED_BY_SIGNAL) else "failed"), outcome.message
+
+
+def _state_of_progress(
+    now: StageProgress | None, results: dict[str, dict[str, object]], age_seconds: float | None
+) -> tuple[str, str]:
+    """Return state and reason of a run without a supervisor on this machine, such as one of a cluster."""
+    if now is None:
+        return "new", ""
+    if now.phase == "done" and now.stage in results:
+        return "finished", ""
+    if age_seconds is not None and age_seconds < _SILENT_SECONDS:
+        return "running", ""
+    return "unknown", (
+        "no supervisor on this machine runs it, and it has reported nothing for "
+        f"{_SILENT_SECONDS / 60:.0f} minutes; in a cluster, `fairlead k8s status` shows its pods"
+    )
 
 
 async def service_status(

@@ -1,4 +1,4 @@
-"""docs/kubernetes.md: its commands parse, and the files and objects that they name exist."""
+"""docs/kubernetes.md and docs/gitops.md: commands parse, and the files and objects that they name exist."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from tests.rendered import needs_kubectl, of_kind, rendered
 
 ROOT = checkout().parent
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+GITOPS = (ROOT / "docs" / "gitops.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE + GITOPS, re.DOTALL)
 LINES = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
-COMMANDS = [part.strip() for line in LINES for part in line.split(" | ")]
-INLINE = [part.replace(" …", "") for part in re.findall(r"`([^`\n]+)`", PAGE)]
+COMMANDS = [part.strip() for line in LINES for part in re.split(r" [|>] ", line)]
+INLINE = [part.replace(" …", "") for part in re.findall(r"`([^`\n]+)`", PAGE + GITOPS)]
 OURS = sorted({line for line in COMMANDS + INLINE if line.startswith("fairlead ") and len(line.split()) > 3})
 VERBS = sorted({line for line in COMMANDS + INLINE if line.startswith("fairlead ")} - set(OURS))
 """Verbs that are only named, without their arguments."""
@@ -82,3 +83,13 @@ def test_custom_overlay_renders(tmp_path: Path):
     assert yaml.safe_load(block)["kind"] == "Kustomization"
     claim = of_kind(kustomize(tmp_path), "PersistentVolumeClaim")["fairlead"]
     assert claim["spec"]["storageClassName"] == "shared"
+
+
+def test_gitops_objects_apply_the_folder_that_render_writes_to():
+    application, kustomization = (
+        yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", GITOPS, re.DOTALL)
+    )
+    assert "ApplyOutOfSyncOnly=true" in application["spec"]["syncPolicy"]["syncOptions"]
+    (path,) = re.findall(r"> (\S+)/fairlead.yaml", GITOPS)
+    assert (application["spec"]["source"]["path"], kustomization["spec"]["path"]) == (path, f"./{path}")
+    assert application["spec"]["syncPolicy"]["automated"]["prune"] is kustomization["spec"]["prune"] is True

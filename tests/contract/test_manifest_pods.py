@@ -60,7 +60,7 @@ def test_pods_meet_the_restricted_standard(objects):
 
 
 def test_cluster_environment_contains_valid_settings(objects, tmp_path, monkeypatch):
-    (tmp_path / "run.toml").write_text(data_of(objects, "run")["run.toml"])
+    (tmp_path / "run.toml").write_text(data_of(objects, "run-trainer")["run.toml"])
     for name, value in data_of(objects, "cluster").items():
         monkeypatch.setenv(name, value)
     config = load(tmp_path / "run.toml")
@@ -141,7 +141,7 @@ def test_keys_and_certificates_are_mounted_where_settings_expect_them(variant, t
         assert settings["FAIRLEAD_KEYS__FILE"] in mounted[name], name
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    (tmp_path / "run.toml").write_text(data_of(objects, "run")["run.toml"])
+    (tmp_path / "run.toml").write_text(data_of(objects, "run-trainer")["run.toml"])
     config = load(tmp_path / "run.toml")
     assert (config.tls.on, config.tls.mutual, config.keys.allow_insecure) == (True, True, False)
     assert "fl_" not in "".join(settings.values())
@@ -323,7 +323,7 @@ def test_ranks_of_the_trainer_are_pods_with_a_launcher_and_its_gpus(variant, tmp
     }
     assert gpus == {"policy": "1", "reward": "4", "reference": "1"}
     # The place of every rank, as the launcher in each pod computes it.
-    (tmp_path / "run.toml").write_text(data_of(rendered(variant), "run")["run.toml"])
+    (tmp_path / "run.toml").write_text(data_of(rendered(variant), "run-trainer")["run.toml"])
     for variable in found["env"]:
         if "value" in variable:
             monkeypatch.setenv(variable["name"], variable["value"])

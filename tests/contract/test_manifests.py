@@ -25,6 +25,7 @@ from fairlead.k8s.manifests import (
 )
 from tests.rendered import (
     MODEL_SERVICES,
+    OF_OVERLAYS,
     VARIANTS,
     container,
     data_of,
@@ -50,6 +51,8 @@ COMPONENTS = {
     "autoscaler": (),
     "monitoring": (),
     "network": (),
+    "namespace": (),
+    "rights": (),
 }
 """Processes by the label that `down`, `scale`, stages and patches select."""
 
@@ -88,6 +91,16 @@ _RULE = _exactly(
     onJobFailureReasons={"type": "array", "items": {"const": "PodFailurePolicy"}},
 )
 
+_ROUTE_RULE = _exactly(
+    "matches backendRefs timeouts",
+    matches={
+        "type": "array",
+        "items": _exactly("path", path=_exactly("type value", type={"const": "PathPrefix"}, value=_TEXT)),
+    },
+    backendRefs={"type": "array", "items": _exactly("name port", name=_TEXT, port=_NUMBER)},
+    timeouts=_exactly("request", request={"pattern": "^[0-9]+s$"}),
+)
+
 _ALERT = _exactly(
     "alert expr for labels annotations",
     **dict.fromkeys(("alert", "expr", "for"), _TEXT),
@@ -110,6 +123,13 @@ CUSTOM = {
             "type": "array",
             "items": _exactly("name replicas template", name=_TEXT, replicas=_NUMBER),
         },
+    ),
+    # apis/v1/httproute_types.go of kubernetes-sigs/gateway-api.
+    "HTTPRoute": _exactly(
+        "parentRefs hostnames rules",
+        parentRefs={"type": "array", "items": _exactly("name", "namespace sectionName port")},
+        hostnames={"type": "array", "items": _TEXT},
+        rules={"type": "array", "items": _ROUTE_RULE},
     ),
     "ScaledObject": _exactly(
         "scaleTargetRef triggers minReplicaCount maxReplicaCount fallback pollingInterval cooldownPeriod",
@@ -156,7 +176,7 @@ def test_every_overlay_and_component_is_among_the_variants():
     shipped = {folder.name for kind in ("overlays", "components") for folder in (checkout() / kind).iterdir()}
     assert shipped == {
         name for overlay, components in VARIANTS.values() for name in (overlay, *components)
-    } | {"gpu"}
+    } | {*OF_OVERLAYS}
 
 
 @pytest.mark.parametrize("folder", ["base", "overlays/kind", "overlays/gpu", "overlays/large"])
@@ -192,7 +212,8 @@ def test_objects_are_labelled_and_in_the_namespace(objects):
         assert labels[PART_OF] == "fairlead"
         assert labels[COMPONENT] in COMPONENTS
         assert labels["app.kubernetes.io/instance"] == "run"
-        assert manifest["metadata"]["namespace"] == "fairlead"
+        where = manifest["metadata"]
+        assert where["name" if manifest["kind"] == "Namespace" else "namespace"] == "fairlead"
     for name, template in templates(objects).items():
         assert template["metadata"]["labels"][NAME] == name
         assert template["metadata"]["labels"]["app.kubernetes.io/instance"] == "run"
@@ -279,10 +300,10 @@ def test_every_reference_resolves(objects):
         for variable in container(template).get("env", ()):
             source = variable.get("valueFrom", {})
             reference = source.get("secretKeyRef", {"name": "redis", "key": "password"})
-            if reference["name"] == "fairlead-weights-key":
-                assert reference["optional"] is True
-            elif reference["name"] != "fairlead-feedback-store":
-                assert (reference["name"], reference["key"] in secret) == ("redis", True)
+            name = reference["name"]
+            made_by_hand = {"fairlead-weights-key", "fairlead-hub", "fairlead-feedback-store"}
+            assert name in made_by_hand or (name, reference["key"] in secret) == ("redis", True)
+            assert reference.get("optional", False) is (name == "fairlead-weights-key")
     for manifest in of_kind(objects, "TriggerAuthentication").values():
         for reference in manifest["spec"]["secretTargetRef"]:
             assert (reference["name"], reference["key"] in secret) == ("redis", True)
@@ -296,8 +317,70 @@ def test_every_reference_resolves(objects):
     assert service["spec"]["publishNotReadyAddresses"] is True
 
 
+def test_routes_lead_to_ports_of_services(objects):
+    ports = {
+        name: {str(port[key]) for port in one["spec"]["ports"] for key in ("name", "port")}
+        for name, one in of_kind(objects, "Service").items()
+    }
+    for name, route in of_kind(objects, "HTTPRoute", "Ingress").items():
+        (rule,) = route["spec"]["rules"]
+        hosts = route["spec"]["hostnames"] if route["kind"] == "HTTPRoute" else [rule["host"]]
+        assert hosts == [f"{name}.test"]
+        if route["kind"] == "HTTPRoute":
+            target, port = rule["backendRefs"][0]["name"], str(rule["backendRefs"][0]["port"])
+        else:
+            service = rule["http"]["paths"][0]["backend"]["service"]
+            target, port = service["name"], service["port"]["name"]
+            assert route["spec"]["tls"] == [{"hosts": hosts, "secretName": f"{name}-tls"}]
+        assert (target, port in ports[target]) == (name, True)
+
+
 def test_deployments_set_no_number_of_replicas(objects):
     assert [name for name, one in of_kind(objects, "Deployment").items() if "replicas" in one["spec"]] == []
+
+
+def test_gitops_tools_replace_the_trainer_and_never_delete_volumes(objects):
+    (trainer,) = of_kind(objects, "Job", "JobSet").values()
+    assert trainer["metadata"]["annotations"] == {
+        "argocd.argoproj.io/sync-options": "Replace=true,Force=true",
+        "kustomize.toolkit.fluxcd.io/force": "enabled",
+    }
+    for kept in (
+        *of_kind(objects, "Namespace").values(),
+        *of_kind(objects, "PersistentVolumeClaim").values(),
+    ):
+        assert kept["metadata"]["annotations"] == {
+            "argocd.argoproj.io/sync-options": "Prune=false,Delete=false",
+            "kustomize.toolkit.fluxcd.io/prune": "disabled",
+        }
+    labels = of_kind(objects, "Namespace")["fairlead"]["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_every_process_mounts_only_its_own_settings(objects):
+    maps = {name for name in of_kind(objects, "ConfigMap") if name.startswith("run-")}
+    mounted = {
+        volume["configMap"]["name"]: name
+        for name, template in templates(objects).items()
+        for volume in template["spec"]["volumes"]
+        if volume["name"] == "run" and "configMap" in volume
+    }
+    assert set(mounted) == maps, "and no ConfigMap of the whole file is left"
+    assert all(one.startswith(f"run-{name}-") for one, name in mounted.items())
+
+
+def test_kind_fits_a_machine_with_two_cores():
+    requests = [
+        container(one)["resources"]["requests"]["cpu"] for one in templates(rendered("kind")).values()
+    ]
+    assert sum(int(one.removesuffix("m")) for one in requests) <= 800, "kind itself requests 950m"
+
+
+def test_rendering_twice_gives_the_same_text(tmp_path, monkeypatch):
+    text = yaml.safe_dump_all(rendered("everything"), sort_keys=False)
+    rendered.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    assert yaml.safe_dump_all(rendered("everything"), sort_keys=False) == text
 
 
 def test_yaml_files_have_one_document_each():

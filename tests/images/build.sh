@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Builds both images with buildah, without a daemon, and checks their contents. Run as root:
 #
-#     tests/images/build.sh [FOLDER]
+#     tests/images/build.sh [--wheels] [FOLDER]
 #
-# FOLDER (by default a temporary one) receives the wheels, which pip downloads with the settings of this machine;
+# With --wheels it only builds the wheels and checks that both images can be installed from them; this needs neither
+# root nor buildah. FOLDER (by default a temporary one) receives the wheels, which pip downloads with the settings of this machine;
 # the build itself uses no package index. If no registry can be reached, the base image is created with
 # debootstrap from the mirror that apt uses.
 set -euo pipefail
@@ -12,6 +13,8 @@ cd "$(dirname "$0")/../.."
 base=docker.io/library/debian:12-slim
 suite=bookworm
 python=${PYTHON:-python3.11}
+wheels_only=
+if [ "${1:-}" = --wheels ]; then wheels_only=yes && shift; fi
 folder=${1:-$(mktemp -d)}
 mkdir -p "$folder"
 folder=$(realpath "$folder")
@@ -21,8 +24,10 @@ export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
 say() { printf '%s\n' "== $*"; }
 need() { command -v "$1" >/dev/null || { echo "$1 is missing: apt-get install $2" >&2; exit 2; }; }
 
-[ "$(id -u)" = 0 ] || { echo "run this as root: the chroot isolation of buildah needs it" >&2; exit 2; }
-need buildah buildah
+if [ -z "$wheels_only" ]; then
+    [ "$(id -u)" = 0 ] || { echo "run this as root: the chroot isolation of buildah needs it" >&2; exit 2; }
+    need buildah buildah
+fi
 need "$python" python3.11
 
 mirror() {
@@ -49,7 +54,7 @@ make_base() {
     rm -rf "$root"
 }
 
-if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
+if [ -z "$wheels_only" ] && ! buildah inspect --type image "$base" >/dev/null 2>&1; then
     timeout 60 buildah pull --quiet "$base" >/dev/null 2>&1 || make_base
 fi
 
@@ -58,6 +63,15 @@ say "wheels"
 "$python" -m pip wheel --quiet --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir "$folder/wheels" \
     '.[train,triton,feedback,postgres,otel]' hatchling async-timeout
 rm -f "$folder"/wheels/fairlead_rlhf-*.whl
+if [ -n "$wheels_only" ]; then
+    # As the Dockerfiles install them.
+    grep -ohE "'\.\[[a-z,]+\]'" docker/light.Dockerfile docker/model.Dockerfile | tr -d "'" | while read -r project; do
+        "$python" -m pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --no-index \
+            --find-links "$folder/wheels" --constraint constraints.txt "$project"
+        say "$project can be installed from the wheels"
+    done
+    exit 0
+fi
 
 for image in light model; do
     say "fairlead-$image"

@@ -151,8 +151,9 @@ def test_missing_or_broken_kubeconfig_and_unknown_context(cluster, tmp_path):
         (["--overlay", "none"], "overlay: got 'none', allowed: one of gpu, kind, large, or a folder"),
         (
             ["--overlay", "kind", "--component", "none"],
-            "allowed: one of feedback, feedback-postgres, gpu, jobset, keda, keys, monitoring, "
-            "network-policies, tls, weights-over-grpc",
+            "allowed: one of feedback, feedback-postgres, gateway-api, gateway-ingress, gpu, hub-token, "
+            "jobset, keda, keys, monitoring, namespace, network-policies, operator-role, pull-secret, tls, "
+            "weights-over-grpc",
         ),
         (["--overlay", "gpu"], "allowed: an image with a registry: --registry"),
         (

@@ -127,7 +127,11 @@ def test_empty_folder_is_new(tmp_path: Path):
 
 
 def test_state_without_a_supervisor_comes_from_progress(folder: RunFolder):
-    assert status_of(folder).state == "unknown"
+    assert status_of(folder).state == "running", "as in a cluster, where no supervisor exists"
+    long_ago = time.time() - 3_600
+    os.utime(folder.progress, (long_ago, long_ago))
+    silent = status_of(folder)
+    assert (silent.state, "reported nothing for 10 minutes" in silent.reason) == ("unknown", True)
     entry = json.loads(folder.progress.read_text())
     folder.progress.write_text(json.dumps(entry | {"phase": "done"}))
     folder.result("ppo").write_text(json.dumps({"updates": 24, "kl": 2.0}))

@@ -1,0 +1,127 @@
+"""What a cluster lacks for a run: rights, a storage class, GPUs, extensions. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import yaml
+
+from fairlead.k8s.cluster import Cluster, ClusterForbidden, ObjectNotFound
+from fairlead.k8s.manifests import GPU, Manifest, checkout
+
+_EXTENSIONS: Mapping[str, tuple[str, str]] = {
+    "KEDA": ("/apis/keda.sh/v1alpha1", "the component keda"),
+    "JobSet": ("/apis/jobset.x-k8s.io/v1alpha2", "the component jobset"),
+    "Prometheus operator": ("/apis/monitoring.coreos.com/v1", "the component monitoring"),
+    "cert-manager": ("/apis/cert-manager.io/v1", "certificates of tls and of an Ingress"),
+    "Gateway API": ("/apis/gateway.networking.k8s.io/v1", "the component gateway-api"),
+    "Kueue": ("/apis/kueue.x-k8s.io/v1beta1", "queues of runs"),
+}
+_DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
+_OPTIONAL_GROUPS = ("gateway.networking.k8s.io", "jobset.x-k8s.io", "keda.sh", "monitoring.coreos.com")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    state: Literal["ok", "missing", "optional", "unknown"]
+    """`missing` is what every run needs; `optional` is missing, too, but only some runs need it."""
+    what: str
+    """What was looked at."""
+    detail: str
+    """What was found, and what to do if it is missing."""
+
+
+def examine(cluster: Cluster) -> Iterator[Finding]:
+    """Yield what was found, the most important first."""
+    version = cluster.read("/version", "read its version")
+    yield Finding("ok", "cluster", f"Kubernetes {version.get('gitVersion', '?')} at {cluster.host}")
+    yield _namespace(cluster)
+    yield from _rights(cluster)
+    yield _storage(cluster)
+    yield _gpus(cluster)
+    for name, (path, purpose) in _EXTENSIONS.items():
+        try:
+            cluster.read(path, f"discover {name}")
+            yield Finding("ok", name, f"installed, for {purpose}")
+        except ObjectNotFound:
+            yield Finding("optional", name, f"not installed; only needed for {purpose}")
+    yield Finding(
+        "unknown",
+        "network policies",
+        "the API does not show whether a network plugin enforces those of the component network-policies",
+    )
+
+
+def _namespace(cluster: Cluster) -> Finding:
+    path = f"/api/v1/namespaces/{cluster.namespace}"
+    try:
+        found = cluster.read(path, f"read namespace {cluster.namespace}")
+    except ClusterForbidden:
+        return Finding("unknown", "namespace", f"{cluster.namespace}: not allowed to read it")
+    except ObjectNotFound:
+        return Finding("missing", "namespace", f"{cluster.namespace}: create it with `up --create-namespace`")
+    labels = found["metadata"].get("labels") or {}
+    enforced = labels.get("pod-security.kubernetes.io/enforce", "nothing")
+    return Finding("ok", "namespace", f"{cluster.namespace}; Pod Security enforces {enforced}")
+
+
+def _rights(cluster: Cluster) -> Iterator[Finding]:
+    """Yield the rights of the operator's role that the account lacks."""
+    role = checkout() / "components" / "operator-role" / "role.yaml"
+    missing: dict[str, list[str]] = {}
+    for rule in yaml.safe_load(role.read_text(encoding="utf-8"))["rules"]:
+        for resource, verb in _pairs(rule):
+            group = rule["apiGroups"][0]
+            names = rule.get("resourceNames", [""])
+            if group not in _OPTIONAL_GROUPS and not cluster.may(verb, group, resource, names[0]):
+                missing.setdefault(f"{resource}.{group}" if group else resource, []).append(verb)
+    if not missing:
+        yield Finding("ok", "rights", "those of the role fairlead-operator")
+    for resource, verbs in missing.items():
+        yield Finding(
+            "missing", "rights", f"{', '.join(verbs)} of {resource}: see k8s/components/operator-role"
+        )
+
+
+def _pairs(rule: Manifest) -> Iterator[tuple[str, str]]:
+    for resource in rule["resources"]:
+        for verb in rule["verbs"]:
+            yield resource, verb
+
+
+def _storage(cluster: Cluster) -> Finding:
+    try:
+        answer = cluster.read("/apis/storage.k8s.io/v1/storageclasses", "list StorageClasses")
+    except ClusterForbidden:
+        return Finding("unknown", "storage class", "not allowed to list storage classes")
+    classes = answer.get("items") or ()
+    names = [one["metadata"]["name"] for one in classes]
+    default = next(
+        (one for one in classes if (one["metadata"].get("annotations") or {}).get(_DEFAULT_CLASS) == "true"),
+        None,
+    )
+    if default is None:
+        known = f"one of {', '.join(names)}" if names else "one"
+        return Finding("missing", "storage class", f"none is the default: set storageClassName to {known}")
+    return Finding(
+        "ok",
+        "storage class",
+        f"{default['metadata']['name']} ({default.get('provisioner', '?')}); the overlays gpu and large need "
+        "one whose volumes several nodes can write",
+    )
+
+
+def _gpus(cluster: Cluster) -> Finding:
+    try:
+        nodes = cluster.read("/api/v1/nodes", "list nodes").get("items") or ()
+    except ClusterForbidden:
+        return Finding("unknown", "GPUs", "not allowed to list nodes")
+    counts = [int(((one.get("status") or {}).get("allocatable") or {}).get(GPU, 0)) for one in nodes]
+    if not any(counts):
+        detail = f"none on {len(counts)} nodes, or no device plugin; the overlays gpu and large need them"
+        return Finding("optional", "GPUs", detail)
+    return Finding("ok", "GPUs", f"{sum(counts)} on {sum(1 for one in counts if one)} of {len(counts)} nodes")

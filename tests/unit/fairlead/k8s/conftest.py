@@ -1,0 +1,36 @@
+"""A stand-in for a cluster, and the verbs of `fairlead k8s` with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fairlead.cli import k8s as verbs
+from fairlead.cli.main import app
+from fairlead.k8s import changes
+from tests import cluster_stand_in
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(verbs, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(changes, "_POLL_SECONDS", 0.01)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text('name = "parcels"\n[ppo]\nupdates = 7\n')
+    with cluster_stand_in.serving(tmp_path) as (state, kubeconfig):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        yield state
+
+
+@pytest.fixture
+def fairlead() -> Callable[..., Any]:
+    def call(*arguments: str, code: int = 0, columns: str = "200") -> Any:
+        result = CliRunner().invoke(app, ["k8s", *arguments], env={"COLUMNS": columns})
+        assert result.exit_code == code, result.output
+        return result
+
+    return call

@@ -1,0 +1,106 @@
+"""`logs`, `doctor` and `fetch-model` against a stand-in for a cluster's API."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+
+from fairlead.cli import k8s_models
+from fairlead.k8s import fetch
+from tests.cluster_controllers import CREATING, READY, ended
+from tests.cluster_stand_in import KEDA, named, writes
+from tests.rendered import rendered
+
+pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
+
+UP = ("up", "run.toml", "--overlay", "kind")
+
+
+def test_logs_have_the_last_lines_of_every_pod(cluster, fairlead):
+    fairlead(*UP, "--stage", "files")
+    (pod,) = named(cluster, "pods")
+    cluster.logs[pod] = "one\ntwo\nthree\n"
+    assert fairlead("logs", "files", "--lines", "2").stdout == "two\nthree\n"
+    shown = fairlead("logs", "files", "--previous")
+    assert (shown.stdout, "previous terminated container not found" in shown.stderr) == ("", True)
+    assert "got 'policy', allowed: one of files" in fairlead("logs", "policy", code=2).stderr
+
+
+def test_doctor_names_what_is_missing_and_changes_nothing(cluster, fairlead):
+    cluster.kinds |= KEDA
+    cluster.rules = [{"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["get", "list"]}]
+    cluster.outside |= {
+        "/apis/storage.k8s.io/v1/storageclasses": {"items": [{"metadata": {"name": "slow"}}]},
+        "/api/v1/nodes": {"items": [{"status": {"allocatable": {"nvidia.com/gpu": "8"}}}, {"status": {}}]},
+    }
+    shown = fairlead("doctor", code=2)
+    for line in (
+        "ok        cluster: Kubernetes v1.36.2 at https://127.0.0.1",
+        "missing   rights: get, list, create, patch, delete of configmaps: see k8s/components/operator-role",
+        "missing   rights: create of pods/exec",
+        "missing   storage class: none is the default: set storageClassName to one of slow",
+        "ok        GPUs: 8 on 1 of 2 nodes",
+        "ok        KEDA: installed",
+        "optional  JobSet: not installed; only needed for the component jobset",
+    ):
+        assert line in shown.stdout
+    assert "lacks what every run needs: rights, storage class" in shown.stderr
+    assert "of secrets" in shown.stdout
+    cluster.rules = None
+    default = {"name": "fast", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}
+    cluster.outside["/apis/storage.k8s.io/v1/storageclasses"]["items"].append({"metadata": default})
+    assert "ok        rights: those of the role fairlead-operator" in fairlead("doctor").stdout
+    assert writes(cluster) == []
+
+
+def test_fetch_model_runs_a_job_once_and_up_does_not_delete_it(cluster, fairlead, monkeypatch):
+    monkeypatch.setattr(k8s_models, "_POLL_SECONDS", 0.01)
+    asked = ("fetch-model", "org/name", "--overlay", "kind")
+    assert "has no volume fairlead: create it with `up --stage files`" in fairlead(*asked, code=2).stderr
+    fairlead(*UP, "--stage", "files")
+    cluster.controllers.scripts["fetch-model"] = [CREATING, READY, ended(0, "")]
+    shown = fairlead(*asked, "--revision", "abc", "--token")
+    assert shown.stdout == "/fairlead/models/name has org/name; set the path 'models/name'\n"
+    job = named(cluster, "jobs")["fetch-model"]
+    kubernetes_validate.validate(
+        {key: job[key] for key in ("apiVersion", "kind", "metadata", "spec")}, "1.36", strict=True
+    )
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"].startswith("localhost/fairlead-model")
+    assert {one["name"] for one in container["env"]} >= {"HF_TOKEN"}
+    fairlead(*UP, "--stage", "files")
+    assert "fetch-model" in named(cluster, "jobs")
+    cluster.controllers.scripts["fetch-model"] = [ended(1, "401 Client Error: gated repo")]
+    shown = fairlead("fetch-model", "org/gated", "--overlay", "kind", code=1)
+    assert "fetch-model: exit code 1: 401 Client Error: gated repo" in shown.stderr
+    for wrong, flags in (("name", ()), ("org/name", ("--to", "../up"))):
+        assert "allowed: " in fairlead("fetch-model", wrong, *flags, "--overlay", "kind", code=2).stderr
+
+
+def test_script_of_fetch_model_leaves_a_complete_folder_or_none(tmp_path: Path):
+    objects = rendered("kind")
+    job = fetch.job(objects, "org/name", revision="main", folder="models/name", has_token=False)
+    arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    program = programs / "hf"
+
+    def run(body: str) -> int:
+        program.write_text(f"#!/bin/sh\n{body}\n")
+        program.chmod(0o755)
+        environment = {"PATH": f"{programs}:/usr/bin:/bin"}
+        return subprocess.run(arguments, cwd=tmp_path, env=environment, check=False).returncode
+
+    record = f'echo "$@" >> {tmp_path}/calls; mkdir -p "$6/.cache"; echo x > "$6/config.json"'
+    assert run(f"{record}; exit 1") == 1
+    assert not (tmp_path / "models" / "name").exists()
+    assert run(record) == 0
+    assert [path.name for path in (tmp_path / "models" / "name").iterdir()] == ["config.json"]
+    assert run("exit 1") == 0, "it is there already"
+    last = (tmp_path / "calls").read_text().splitlines()[-1].split()
+    assert last[:6] == ["download", "org/name", "--revision", "main", "--local-dir", "models/name.part"]
+    assert "--exclude=*.bin" in last
