@@ -48,6 +48,7 @@ LONG = {
     "stages": "benchmarks.stages",
     "services": "benchmarks.services",
     "triton": "benchmarks.triton_baselines",
+    "traces": "benchmarks.traces",
     "determinism": "benchmarks.determinism",
     "methods": "benchmarks.methods",
     "pareto": "benchmarks.pareto",

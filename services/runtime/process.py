@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
+from prometheus_client import REGISTRY, CollectorRegistry
+
 from fairlead import config, log, tracing, watchdog
 from fairlead.config import RunConfig
 from fairlead.config.infrastructure import ObserveSection
@@ -33,6 +35,8 @@ def main(
     name: str,
     run: Callable[[RunConfig], Coroutine[None, None, None]],
     arguments: Sequence[str] | None = None,
+    *,
+    registry: CollectorRegistry = REGISTRY,
 ) -> int:
     """Read flags and configuration, run the service until it ends, and return the exit code.
 
@@ -40,6 +44,7 @@ def main(
         name: name of the service, as in `services.<name>`.
         run: runs the service; returns after the drain.
         arguments: used instead of the command line.
+        registry: gets the metrics that every process has.
     """
     # gRPC's own lines on standard error are less useful than the errors raised here.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -52,9 +57,9 @@ def main(
             level=settings.observe.log_level,
             fields={"run": settings.name},
         )
-        RunMetrics(settings)
+        RunMetrics(settings, registry=registry)
         with tracing.start(
-            settings.observe, run=settings.name, process=name, counter=lambda: TraceMetrics().count
+            settings.observe, run=settings.name, process=name, counter=lambda: TraceMetrics(registry).count
         ):
             asyncio.run(_watched(run(settings), settings.observe))
     except Stopped:

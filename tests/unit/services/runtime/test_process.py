@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from fairlead.errors import (
     ConfigError,
@@ -31,7 +32,7 @@ def test_exit_codes(error, code, capsys, caplog):
     async def run(config) -> None:
         raise error
 
-    assert process.main("reward", run, ["--set", "seed=3"]) == code
+    assert process.main("reward", run, ["--set", "seed=3"], registry=CollectorRegistry()) == code
     stderr = capsys.readouterr().err
     if not isinstance(error, RuntimeError):
         assert stderr.splitlines()[-1] == f"reward: {error}"
@@ -45,8 +46,8 @@ def test_flags_set_the_configuration(tmp_path):
         seen.append((config.name, config.reward.max_sequence_tokens, config.reward.dtype))
 
     arguments = ["--config", str(tmp_path / "run.toml"), "--set", "reward.dtype=bfloat16"]
-    assert process.main("reward", run, arguments) == 0
+    assert process.main("reward", run, arguments, registry=CollectorRegistry()) == 0
     assert seen == [("tried", 9, "bfloat16")]
-    assert process.main("reward", run, ["--set", "reward.dtype"]) == 2
-    assert process.main("reward", run, ["--set", "reward.dtyp=float32"]) == 2
+    assert process.main("reward", run, ["--set", "reward.dtype"], registry=CollectorRegistry()) == 2
+    assert process.main("reward", run, ["--set", "reward.dtyp=float32"], registry=CollectorRegistry()) == 2
     assert len(seen) == 1
