@@ -64,7 +64,8 @@ COMMON = {
     "checkpoint": "every_updates keep",
     "ranks": "per_node nodes join_seconds stall_seconds",
     "observe": "log_level log_style access_log metrics_host metrics_port "
-    "otlp_endpoint trace_one_in tensorboard rollout_samples",
+    "otlp_endpoint trace_one_in tensorboard trackers tracker_project "
+    "rollout_samples",
     "keys": "file redis_url",
     "tls": "certificate key ca mutual",
 }

@@ -27,6 +27,7 @@ from trainer.distributed import model_folder, sharding
 from trainer.distributed.collectives import summed
 from trainer.distributed.group import Group
 from trainer.distributed.sharding import Root
+from trainer.experiments.choice import open_logs
 from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
 from trainer.stage_checkpoint import (
     Position,
@@ -150,7 +151,7 @@ class ModelTraining:
             self.config.folder,
             total=self.num_steps(count),
             first_step=self.position.step,
-            tensorboard=self.config.observe.tensorboard,
+            logs=open_logs(self.stage, self.config, first_step=self.position.step),
             metrics=metrics,
         )
 

@@ -1,4 +1,4 @@
-"""Reports of a running stage: progress, metrics, phases, TensorBoard, Prometheus.
+"""Reports of a running stage: progress, metrics, phases, experiment logs, Prometheus.
 
 Every training loop writes to it; no stage reads it back.
 """
@@ -8,17 +8,15 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from fairlead import watchdog
 from fairlead.config import RunFolder
 from fairlead.metrics import ProgressMetrics
 from trainer import durable
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from trainer.experiments.base import ExperimentLog
 
 Doing = Callable[[str, int, int], None]
 """Reports what is done, how much of it and of how much: see `Tracker.doing`."""
@@ -27,7 +25,7 @@ PROGRESS_SECONDS = 0.2
 
 
 class Tracker:
-    """Writes progress.json, metrics_<stage>.jsonl, phases.jsonl and TensorBoard events of one stage."""
+    """Writes progress.json, metrics_<stage>.jsonl, phases.jsonl and experiment logs of one stage."""
 
     def __init__(
         self,
@@ -37,13 +35,21 @@ class Tracker:
         total: int,
         first_step: int = 0,
         incarnation: int = 0,
-        tensorboard: bool = True,
+        logs: Sequence[ExperimentLog] = (),
         metrics: ProgressMetrics | None = None,
         on_phase: Callable[[str, float, float], None] | None = None,
     ) -> None:
         """Start tracking; metrics that an interrupted run wrote for steps after `first_step` are dropped.
 
-        `on_phase` is called at the end of every phase, with its name, beginning and end in Unix time.
+        Args:
+            stage: such as `ppo`.
+            folder: of the run.
+            total: steps of the stage.
+            first_step: where the stage continues.
+            incarnation: of a trainer of PPO.
+            logs: also get the figures of every step, and are closed with the tracker.
+            metrics: of this process.
+            on_phase: called at the end of every phase with its name, beginning and end in Unix time.
         """
         self._on_phase = on_phase
         self._stage = stage
@@ -64,7 +70,7 @@ class Tracker:
         self._written = 0.0
         folder.root.mkdir(parents=True, exist_ok=True)
         _drop_after(folder, stage, first_step)
-        self._writer = _summary_writer(folder, stage, first_step) if tensorboard else None
+        self._logs = logs
         self._waits = contextlib.ExitStack()
         self._wait: watchdog.Wait | None = None
         if metrics is not None:
@@ -121,7 +127,7 @@ class Tracker:
         return spent
 
     def record(self, step: int, figures: Mapping[str, float], *, scalars: bool = True) -> None:
-        """Record a finished step: a line of metrics, TensorBoard scalars, Prometheus metrics, progress."""
+        """Record a finished step: a line of metrics, experiment logs, Prometheus metrics, progress."""
         self._step = step
         self._activity, self._doing = "", None
         if self._wait is not None:
@@ -130,23 +136,23 @@ class Tracker:
         line = {"step": step, "time": time.time(), "incarnation": self._incarnation, **figures}
         with self._folder.metrics(self._stage).open("a", encoding="utf-8") as file:
             file.write(durable.dumps(line) + "\n")
-        if self._writer is not None and scalars:
-            for name, value in figures.items():
-                self._writer.add_scalar(f"{self._stage}/{name}", value, step)
+        if scalars:
+            for log in self._logs:
+                log.record(step, figures)
         if self._metrics is not None:
             self._metrics.set_statistics(figures)
             self._metrics.set_progress(step, self._total)
         self._write_progress(force=False)
 
-    def close(self) -> None:
-        """End the current phase and flush."""
+    def close(self, *, failed: bool = False) -> None:
+        """End the current phase and flush; `failed` if the stage has not come to its end."""
         self._waits.close()
         self._close_phase(time.time())
         if self._metrics is not None:
             self._metrics.set_phase("")
         self._write_progress(force=True)
-        if self._writer is not None:
-            self._writer.close()
+        for log in self._logs:
+            log.close(failed=failed)
 
     def __enter__(self) -> Self:
         return self
@@ -154,7 +160,7 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(failed=error is not None)
 
     def _close_phase(self, now: float) -> None:
         self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
@@ -214,7 +220,7 @@ class SilentTracker(Tracker):
         """Remember the step."""
         self._step = step
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Do nothing."""
 
 
@@ -248,11 +254,3 @@ def _drop_after(folder: RunFolder, stage: str, step: int) -> None:
     replacement = path.with_name(f".{path.name}")
     replacement.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     replacement.replace(path)
-
-
-def _summary_writer(folder: RunFolder, stage: str, first_step: int) -> SummaryWriter | None:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(folder.tensorboard / stage, purge_step=first_step + 1 if first_step else None)

@@ -181,6 +181,12 @@ class ObserveSection(Section):
     comes without a trace. Updates are always traced."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Further tools that get the figures of every step: `wandb` (Weights & Biases) and `mlflow`, each with
+    the extra of its name. Keys and servers are set in their own environment variables; see
+    [docs/tracking.md](tracking.md)."""
+    tracker_project: str = Field(default="fairlead", min_length=1, max_length=128)
+    """Project of W&B, and experiment of MLflow, that the stages of the run appear in."""
     rollout_samples: int = Field(default=32, ge=0, le=100_000)
     """Number of answers of every update of PPO that are saved in samples_ppo.jsonl, the first ones of the
     batch."""

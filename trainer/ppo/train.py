@@ -25,6 +25,7 @@ from fairlead.types import DeadLetter, WeightVersion
 from trainer import durable
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.distributed.group import Group
+from trainer.experiments.choice import open_logs
 from trainer.ppo import batch, learner, publish, result, update_metrics
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.collect import Collector
@@ -145,7 +146,7 @@ class PpoTrainer:
             total=config.ppo.updates,
             first_step=self._progress.update,
             incarnation=incarnation,
-            tensorboard=config.observe.tensorboard,
+            logs=open_logs("ppo", config, first_step=self._progress.update),
             metrics=self._metrics,
             on_phase=self._trace.phase,
         ) as tracker:

@@ -34,6 +34,7 @@ from trainer.distributed import model_folder, sharding
 from trainer.distributed.collectives import summed
 from trainer.distributed.group import Group
 from trainer.distributed.loading import loader
+from trainer.experiments.choice import open_logs
 from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
 from trainer.rankings import EncodedRanking, counts, encoded
 from trainer.results import config_hash
@@ -263,7 +264,7 @@ def _tracker(
         config.folder,
         total=steps * section.ensemble_size,
         first_step=training.position.step,
-        tensorboard=config.observe.tensorboard,
+        logs=open_logs("reward_model", config, first_step=training.position.step),
         metrics=metrics,
     )
 

@@ -18,7 +18,7 @@ from trainer.tracking import Tracker
 def test_phases_follow_one_another_and_their_seconds_add_up(tmp_path):
     folder = RunFolder(tmp_path / "run")
     begun = time.time()
-    with Tracker("ppo", folder, total=2, tensorboard=False) as tracker:
+    with Tracker("ppo", folder, total=2) as tracker:
         tracker.phase("wait")
         tracker.phase("train")
         tracker.phase("train")  # continues
@@ -43,7 +43,7 @@ def test_progress_names_work_without_steps_and_estimates_no_end_of_it(tmp_path):
     def now() -> dict[str, object]:
         return json.loads(folder.progress.read_text())
 
-    with Tracker("reward_model", folder, total=2, tensorboard=False) as tracker:
+    with Tracker("reward_model", folder, total=2) as tracker:
         tracker.phase("train")
         tracker.record(1, {"loss": 0.5})
         tracker.record(2, {"loss": 0.4})
@@ -61,7 +61,7 @@ def test_reports_while_waiting_for_rollouts_extend_the_limit_of_a_hang_and_not_t
     def waiting() -> watchdog.Wait:
         return watchdog.PROCESS.longest()["phase"]
 
-    with Tracker("ppo", RunFolder(tmp_path / "run"), total=2, tensorboard=False) as tracker:
+    with Tracker("ppo", RunFolder(tmp_path / "run"), total=2) as tracker:
         tracker.phase("wait")
         began, since = waiting().begun, waiting().since
         tracker.waiting_for("8 rollouts")
