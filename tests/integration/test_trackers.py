@@ -31,7 +31,8 @@ with Tracker("ppo", config.folder, total=4, first_step=first,
 """
 
 MLFLOW = """
-import sys
+import os, sys
+os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
 from mlflow.tracking import MlflowClient
 client = MlflowClient(tracking_uri=sys.argv[1])
 [experiment] = [each for each in client.search_experiments() if each.name == "ours"]
