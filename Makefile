@@ -20,10 +20,11 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: setup
 	$(BIN)/fairlead quickstart
 
-# The tests of a file stay in one of the two processes, since they share fixtures. A process that crashes is reported
-# and not restarted: pytest-xdist would wait for it forever.
+# The tests of a file stay in one of the two processes, since they share fixtures. Files keep their order, so that the
+# long ones in tests/integration are not the last. A process that crashes is reported and not restarted: pytest-xdist
+# would wait for it forever.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow -rs --timeout 1800 --hypothesis-profile default

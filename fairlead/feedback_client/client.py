@@ -11,7 +11,6 @@ from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 from fairlead.feedback_client.connection import Connection
-from fairlead.rpc.tls import TlsFiles
 from fairlead.types import Message
 
 _API = "/v1/feedback"
@@ -52,36 +51,11 @@ class Receipt:
     """Whether it had been handed in before."""
 
 
-class FeedbackClient:
-    """A client for one thread. Requests are repeated while the service is away; none is counted twice."""
+class FeedbackClient(Connection):
+    """A connection with the calls of the service by name, for one thread.
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        api_key: str | None = None,
-        tls: TlsFiles | None = None,
-        allow_insecure: bool = False,
-        timeout_seconds: float = 60.0,
-    ) -> None:
-        """
-        Args:
-            address: `host:port`, or the URL under which the service is published.
-            api_key: the key; None for FAIRLEAD_API_KEY of the environment, "" for no key.
-            tls: certificates, such as `[tls]` of a run.
-            allow_insecure: allow sending the key to other machines in plain text.
-            timeout_seconds: deadline of a request with its retries.
-
-        Raises:
-            ConfigError: the address is invalid, or a key would be sent in plain text.
-        """
-        self._connection = Connection(
-            address,
-            api_key=api_key,
-            tls=tls,
-            allow_insecure=allow_insecure,
-            timeout_seconds=timeout_seconds,
-        )
+    Requests are repeated while the service is away; none is counted twice.
+    """
 
     def __enter__(self) -> Self:
         return self
@@ -90,10 +64,6 @@ class FeedbackClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
 
     def call(
         self, method: str, path: str, body: object = None, *, query: Mapping[str, object] | None = None
@@ -111,7 +81,7 @@ class FeedbackClient:
         """
         given = {name: value for name, value in (query or {}).items() if value is not None}
         where = f"{_API}{path}" + (f"?{urlencode(given, doseq=True)}" if given else "")
-        reply = self._connection.request(method, where, body)
+        reply = self.request(method, where, body)
         return reply.json if reply.body else None
 
     def sign_in(self, *, handle: str = "", kind: str = "simulated", invitation: str = "") -> None:
@@ -122,8 +92,8 @@ class FeedbackClient:
             FairleadError: see `Connection.request`.
         """
         body = {"invitation": invitation} if invitation else {"handle": handle, "kind": kind}
-        reply = self._connection.request("POST", f"{_API}/sessions", body)
-        self._connection.headers["cookie"] = reply.headers["set-cookie"].partition(";")[0]
+        reply = self.request("POST", f"{_API}/sessions", body)
+        self.headers["cookie"] = reply.headers["set-cookie"].partition(";")[0]
 
     def add_tasks(self, tasks: Iterable[Mapping[str, Any]], *, project: str | None = None) -> Iterator[bool]:
         """Add tasks, as lines that `fairlead generate` writes; yield for each whether it is new.
@@ -150,7 +120,7 @@ class FeedbackClient:
             FairleadError: see `Connection.request`.
         """
         headers = {"idempotency-key": key}
-        self._connection.request("POST", f"{_API}/exchanges", {"exchanges": exchanges}, headers=headers)
+        self.request("POST", f"{_API}/exchanges", {"exchanges": exchanges}, headers=headers)
 
     def next(self, *, project: str | None = None, kinds: Sequence[str] | None = None) -> Task | None:
         """Return the task that this labeler works on, or a new one; None if there is nothing to do now.
@@ -274,7 +244,7 @@ class FeedbackClient:
             Conflict: some were erased.
             FairleadError: see `Connection.request`.
         """
-        return self._connection.request("GET", f"{_API}/snapshots/{quote(digest)}.{quote(form)}").body
+        return self.request("GET", f"{_API}/snapshots/{quote(digest)}.{quote(form)}").body
 
     def folder(self, digest: str, **about: object) -> bytes:
         """Return a snapshot as a folder with a dataset card, in a ZIP file.
@@ -287,7 +257,7 @@ class FeedbackClient:
             Conflict: some of its judgments were erased.
             FairleadError: see `Connection.request`.
         """
-        return self._connection.request("POST", f"{_API}/snapshots/{quote(digest)}/folder", about).body
+        return self.request("POST", f"{_API}/snapshots/{quote(digest)}/folder", about).body
 
     def bring_in(
         self, tool: str, items: Iterable[Mapping[str, Any]], *, project: str | None = None
@@ -362,7 +332,7 @@ class FeedbackClient:
     def _hand_in(self, assignment: str, body: Mapping[str, object]) -> Receipt:
         headers = {"idempotency-key": secrets.token_hex(16)}
         path = f"{_API}/assignments/{quote(assignment)}/judgment"
-        return _receipt(self._connection.request("POST", path, body, headers=headers).json)
+        return _receipt(self.request("POST", path, body, headers=headers).json)
 
 
 def _receipt(found: Mapping[str, Any]) -> Receipt:

@@ -12,7 +12,7 @@ from tests.service_process import SharedServices, Starter
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServices]:
-    """Yield services that several files of tests call; a test must neither stop nor change them."""
+    """Yield services that several files of tests call; a test leaves them as they were."""
     services = SharedServices(tmp_path_factory.mktemp("shared"))
     try:
         yield services

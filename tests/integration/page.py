@@ -1,9 +1,9 @@
 """Executes a documentation page as its reader would: runs every command and compares every output.
 
 Blocks run from top to bottom in one folder. A comment before a block changes that: `<!-- test: slow -->` runs
-only on request, `<!-- test: background PORT -->` is started, waited for and runs until the end, and
-`<!-- test: setup -->` is what CI has done before. Python whose first line names a file is written to it;
-other Python is run. TOML whose first line names a file must be contained in that file.
+only on request, `<!-- test: background PORT -->` is started, waited for before the next command and runs
+until the end, and `<!-- test: setup -->` is what CI has done before. Python whose first line names a file is
+written to it; other Python is run. TOML whose first line names a file must be contained in that file.
 """
 
 from __future__ import annotations
@@ -99,6 +99,8 @@ class Reader:
     printed: dict[str, str] = field(default_factory=dict)
     """Output by command, as written in the page."""
     background: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _starting: list[tuple[subprocess.Popen[bytes], GrpcHealth, Path]] = field(default_factory=list)
+    """Background processes that are not known to be ready, and their logs."""
 
     def __post_init__(self) -> None:
         (self.folder / "examples").symlink_to(ROOT / "examples")
@@ -149,6 +151,7 @@ class Reader:
             raise AssertionError(f"a block of {block.language}, which cannot be checked")
 
     def _run(self, command: list[str]) -> str:
+        self._wait_for_background()
         done = subprocess.run(
             command,
             cwd=self.folder,
@@ -173,12 +176,18 @@ class Reader:
                 stderr=output,
             )
         self.background.append(process)
-        probe = GrpcHealth(f"127.0.0.1:{self.ports[port]}")
+        self._starting.append((process, GrpcHealth(f"127.0.0.1:{self.ports[port]}"), log))
+
+    def _wait_for_background(self) -> None:
         deadline = time.monotonic() + _READY_SECONDS
-        while not asyncio.run(probe()):
+        while self._starting:
+            process, probe, log = self._starting[0]
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+            if asyncio.run(probe()):
+                self._starting.pop(0)
+            else:
+                time.sleep(0.05)
 
     def _here(self, text: str) -> str:
         for port, free in self.ports.items():

@@ -282,7 +282,7 @@ def test_stage_whose_terminal_closes_stops_in_order(run_file: Path):
 
 def test_serve_is_replaced_by_the_service(run_file: Path):
     shown = fairlead(
-        *("serve", "reward", "--config", run_file, "--set", "reward.path=nowhere"), cwd=run_file.parent
+        *("serve", "reward", "--config", run_file, "--set", "reward.bind=nowhere"), cwd=run_file.parent
     )
     assert shown.returncode == 2
     assert shown.stderr.splitlines()[-1].startswith("reward: ")

@@ -102,6 +102,20 @@ def test_compare_by_gold_and_by_people(services: dict[str, str], folder: Path):
     assert "one judge" in both.stderr
 
 
+def test_function_and_instruction_that_are_wrong_are_reported_before_a_service_starts(folder: Path):
+    best = ("best-of-n", "p.jsonl", "--policy", "absent", "--reward", "absent", "--out", "out")
+    compare = ("compare", "absent", "absent", "p.jsonl", "--out", "out")
+    for command, error in (
+        ((*best, "--gold", "judge:nothing"), "--gold: got 'judge:nothing', allowed: module:function"),
+        ((*compare, "--reward", "judge:nothing"), "--reward: got 'judge:nothing', allowed: module:function"),
+        ((*compare, "--ai", "absent", "--instruction", "none.txt"), '--instruction: got "none.txt'),
+        (("compare", "judge:gold", *compare[2:]), "A: got 'judge:gold', allowed: HOST:PORT"),
+    ):
+        refused = fairlead(*command, cwd=folder)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith(f"error: {error}"), refused.stderr
+
+
 @pytest.mark.slow
 def test_models_are_served_for_a_comparison_and_verdicts_come_back(folder: Path):
     models = [tiny_causal_lm(folder / name, seed=seed) for seed, name in enumerate(("one", "two"))]

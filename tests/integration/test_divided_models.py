@@ -76,30 +76,46 @@ def pairs(seed: int = 0, count: int = 12) -> list[TokenPair]:
     return [TokenPair(prompt if index % 3 else ids(60), ids(60)) for index in range(count)]
 
 
-def test_divided_reward_model_gives_the_scores_of_one_process_and_can_be_replaced(models, starter: Starter):
-    process = divided(starter, "reward", models["reward"], allow_reload="always")
+def scorers(models: dict[str, Path]) -> dict[str, RewardScorer]:
+    """Return scorers of the reward models in this process."""
     section = RewardSection(device="cpu")
-    own = {name: RewardScorer(str(models[name]), section) for name in ("reward", "newer")}
+    return {name: RewardScorer(str(models[name]), section) for name in ("reward", "newer")}
 
-    def check(name: str, **options: str) -> None:
-        found = client.score(pairs(), **options)
-        expected = own[name].score(own[name].encode(pairs()))
-        assert max(abs(a - b) for a, b in zip(found.scores, expected, strict=True)) <= TOLERANCE
-        assert found.model_version == own[name].info.model_version
 
-    with RewardClient(process.address) as client, RewardAdminClient(process.address) as admin:
-        assert client.info().model == own["reward"].info.model
+def check_scores(client: RewardClient, own: RewardScorer, **options: str) -> None:
+    """Check that the service gives the scores of one process."""
+    found = client.score(pairs(), **options)
+    expected = own.score(own.encode(pairs()))
+    assert max(abs(a - b) for a, b in zip(found.scores, expected, strict=True)) <= TOLERANCE
+    assert found.model_version == own.info.model_version
+
+
+def test_divided_reward_model_gives_the_scores_of_one_process(models, starter: Starter):
+    process = divided(starter, "reward", models["reward"])
+    own = scorers(models)["reward"]
+    both = ranks(process)
+    assert len(both) == 2
+    with RewardClient(process.address) as client:
+        assert client.info().model == own.info.model
         for _ in range(2):  # the second time, prompts are in the cache
-            check("reward")
+            check_scores(client, own)
+    assert process.stop() == 0
+    assert ended(both)
+
+
+@pytest.mark.slow
+def test_divided_reward_model_can_be_replaced(models, starter: Starter):
+    process = divided(starter, "reward", models["reward"], allow_reload="always")
+    own = scorers(models)
+    with RewardClient(process.address) as client, RewardAdminClient(process.address) as admin:
         first = ranks(process)
-        assert len(first) == 2
         admin.load(str(models["newer"]), canary_share=0.5)
         both = ranks(process)
         assert len(both) == 4
-        for name in ("reward", "newer"):
-            check(name, model_version=own[name].info.model_version)
+        for scorer in own.values():
+            check_scores(client, scorer, model_version=scorer.info.model_version)
         admin.promote()
-        check("newer")
+        check_scores(client, own["newer"])
         process.until(lambda: ended(first))
     assert process.stop() == 0
     assert ended(both)

@@ -13,8 +13,7 @@ import pytest
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 from services.gateway import backend
 from tests.gateway_world import ask, gateway, policy_server
-from tests.service_process import Starter
-from tests.tiny import tiny_reward_model
+from tests.service_process import SharedServices, Starter
 from tests.unit.fairlead.rpc.rpc_world import Replica, serving
 from tests.waiting import until
 
@@ -48,11 +47,10 @@ async def test_sigterm_ends_readiness_and_finishes_requests_in_flight(start: Sta
 
 
 async def test_reward_service_that_hangs_turns_readiness_off_beside_a_live_policy(
-    start: Starter, tmp_path, monkeypatch
+    shared: SharedServices, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(backend, "_INFO_TIMEOUT_SECONDS", 0.5)
-    reward = start("reward", tiny_reward_model(tmp_path / "reward"))
-    await asyncio.to_thread(reward.wait_for, "/readyz")
+    reward = (await asyncio.to_thread(shared.ready, "reward"))["reward"]
     async with (
         policy_server(tmp_path / "policy") as policy,
         gateway(reward=reward.address, policy=policy.address) as http,

@@ -15,6 +15,9 @@ from fairlead.types import SamplingParams
 from tests.service_process import own_processes
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
+# A busy machine may take minutes to start processes that import torch.
+pytestmark = pytest.mark.timeout(300)
+
 
 async def test_answers_and_scores_of_real_services(tmp_path: Path) -> None:
     models = {
@@ -50,5 +53,5 @@ async def test_answers_and_scores_of_real_services(tmp_path: Path) -> None:
 async def test_error_of_a_service_that_cannot_start_quotes_its_log(tmp_path: Path) -> None:
     config = load(None, overrides={"runs": str(tmp_path), "name": "asked"})
     with pytest.raises(ProcessFailed, match=r"^policy-asked ended with exit code 2; last log line: .*absent"):
-        async with asyncio.timeout(60), serving(config, {"policy": tmp_path / "absent"}):
+        async with asyncio.timeout(240), serving(config, {"policy": tmp_path / "absent"}):
             pass

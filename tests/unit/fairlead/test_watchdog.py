@@ -69,7 +69,7 @@ def test_wait_that_lasts_too_long_is_named_with_its_task(dog: Watchdog, reasons:
 def test_waits_with_progress_or_without_a_limit_do_not_stall(dog: Watchdog, reasons: list[str]):
     stop = dog.start(limit_seconds=1.5)
     with dog.waiting("tasks", limited=False), dog.waiting("phase", "train") as phase:
-        end = time.monotonic() + 4
+        end = time.monotonic() + 2.5
         while time.monotonic() < end:
             phase.restart()
             time.sleep(0.05)
@@ -96,7 +96,7 @@ async def test_blocked_event_loop_is_noticed(dog: Watchdog, reasons: list[str]):
     stop = dog.start(limit_seconds=1.0)
     beat = asyncio.create_task(dog.beat())
     await asyncio.sleep(0)
-    time.sleep(3)  # noqa: ASYNC251 - this is what must not happen in a coroutine
+    time.sleep(2)  # noqa: ASYNC251 - this is what must not happen in a coroutine
     beat.cancel()
     stop()
     assert any("the next turn of the event loop" in reason for reason in reasons)

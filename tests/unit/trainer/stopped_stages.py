@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from pathlib import Path
@@ -11,6 +12,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from fairlead.config import load
+from fairlead.config.saving import save
+from tests.tiny import tiny_causal_lm
+from tests.unit.trainer.stage_world import reward_model_run, sft_run
 from trainer.checkpoint import CheckpointStore
 from trainer.distributed.group import Group
 from trainer.reward_model import train as reward_model
@@ -18,6 +22,38 @@ from trainer.sft import train as sft
 from trainer.stage_checkpoint import root
 
 TRAIN = {"sft": sft.train, "reward_model": reward_model.train}
+
+
+def write_runs(stage: str, folder: Path) -> list[str]:
+    """Write the files of two equal runs of a stage, `whole` and `cut`; return their paths."""
+    files = []
+    for name in ("whole", "cut"):
+        if stage == "sft":
+            config = sft_run(folder / name, epochs=2, threads=1)
+        else:
+            path = str(tiny_causal_lm(folder / "base")) if name == "whole" else str(folder / "base")
+            small = {"epochs": 2, "threads": 1, "max_micro_batch_tokens": 32, "path": path}
+            config = reward_model_run(folder / name, comparisons=40, **small)
+        files.append(folder / f"{name}.toml")
+        save(config, files[-1])
+    return list(map(str, files))
+
+
+def check_stopped(found: list[dict[str, object]], folder: Path) -> None:
+    """Check that both ranks stopped together, and that the run which continued has the bits of the other."""
+    # One epoch is trained, and its evaluation was not finished.
+    assert found == [{"code": 143, "step": found[0]["step"], "epoch": 0, "member": 0}] * 2
+    whole, cut = (digests(folder / name / "runs") for name in ("whole", "cut"))
+    assert whole
+    assert whole == cut
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the digest of every file of weights."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*.safetensors"))
+    }
 
 
 def stop_in_evaluation(group: Group, stage: str, whole: str, cut: str) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -15,10 +14,10 @@ import pytest
 import torch
 
 from fairlead.config import RunConfig
-from fairlead.config.saving import save
 from tests.ranks import Ranks
 from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.stage_world import reward_model_run, sft_run
+from tests.unit.trainer.stopped_stages import check_stopped, digests, write_runs
 from trainer.reward_model import train as reward_model
 from trainer.sft import train as sft
 from trainer.stage_checkpoint import Position, StageCheckpoints, root, uninterrupted
@@ -73,13 +72,6 @@ def interrupted(train: Callable[[RunConfig], object], config: RunConfig, stage: 
     finally:
         ended.set()
         killer.join()
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*.safetensors"))
-    }
 
 
 def comparable(config: RunConfig, stage: str) -> dict[str, object]:
@@ -181,26 +173,12 @@ def test_signal_within_a_step_takes_effect_after_it(stops_on_sigterm: None):
     assert done == ["step"]
 
 
-@pytest.mark.parametrize("stage", ["sft", pytest.param("reward_model", marks=pytest.mark.slow)])
-def test_ranks_stop_together_during_an_evaluation_and_continue_to_the_same_bits(tmp_path: Path, stage: str):
-    files = []
-    for name in ("whole", "cut"):
-        if stage == "sft":
-            config = sft_run(tmp_path / name, epochs=2, threads=1)
-        else:
-            path = str(tiny_causal_lm(tmp_path / "base")) if name == "whole" else str(tmp_path / "base")
-            small = {"epochs": 2, "threads": 1, "max_micro_batch_tokens": 32, "path": path}
-            config = reward_model_run(tmp_path / name, comparisons=40, **small)
-        files.append(tmp_path / f"{name}.toml")
-        save(config, files[-1])
-    found = Ranks(
-        2, "tests.unit.trainer.stopped_stages:stop_in_evaluation", stage, *map(str, files), settings=LIMITS
-    ).results()
-    # One epoch is trained, and its evaluation was not finished.
-    assert found == [{"code": 143, "step": found[0]["step"], "epoch": 0, "member": 0}] * 2
-    whole, cut = (digests(tmp_path / name / "runs") for name in ("whole", "cut"))
-    assert whole
-    assert whole == cut
+@pytest.mark.slow
+def test_ranks_stop_together_during_an_evaluation_of_a_reward_model(tmp_path: Path):
+    """SFT: see test_two_ranks.py."""
+    target = "tests.unit.trainer.stopped_stages:stop_in_evaluation"
+    files = write_runs("reward_model", tmp_path)
+    check_stopped(Ranks(2, target, "reward_model", *files, settings=LIMITS).results(), tmp_path)
 
 
 def test_loss_that_is_not_finite_survives_the_checkpoint(tmp_path: Path):

@@ -13,8 +13,8 @@ from fairlead.clients import AsyncRewardClient
 from fairlead.clients.bulk import in_order
 from fairlead.errors import InvalidInput, RemoteInvalidInput
 from fairlead.types import Message, Priority, TextPair, TokenPair
-from tests.service_process import Starter
-from tests.tiny import tiny_causal_lm, tiny_reward_model
+from tests.gateway_world import policy_server
+from tests.tiny import tiny_reward_model
 from tests.unit.services.reward.reward_world import Threaded, reward_service
 from tests.waiting import until
 
@@ -87,26 +87,19 @@ async def test_invalid_rankings_name_the_field(model):
 
 def test_best_of_n_with_a_policy(model, tmp_path):
     """A policy generates four responses; the best has the highest score."""
-    starter = Starter(tmp_path)
     sampling = SamplingParams(max_new_tokens=6, seed=3)
-    try:
-        language_model = tiny_causal_lm(tmp_path / "policy")
-        process = starter("policy", language_model, **{"policy.serve_initial": True, "policy.device": "cpu"})
-        with Threaded() as services:
-            world = services.serve(reward_service(model))
-            process.wait_for("/readyz")
-            with PolicyClient(process.address) as policy, RewardClient(world.address) as reward:
-                best = reward.best_of_n("w1 w2", policy=policy, n=4, sampling=sampling)
-                texts = [found.text for found in policy.generate("w1 w2", sampling, num_samples=4)]
-                scores = reward.score([("w1 w2", text) for text in texts]).scores
-                with pytest.raises(InvalidInput, match="n: got 0"):
-                    reward.best_of_n("w1", policy=policy, n=0)
-                with pytest.raises(InvalidInput, match="prompt: got '1 messages'"):
-                    reward.best_of_n([Message("user", "w1")], policy=policy)
-                with pytest.raises(InvalidInput, match="responses: got 'both'"):
-                    reward.best_of_n("w1", ["w2"], policy=policy)
-    finally:
-        starter.stop()
+    with Threaded() as services:
+        world, running = services.serve(reward_service(model)), services.serve(policy_server(tmp_path))
+        with PolicyClient(running.address) as policy, RewardClient(world.address) as reward:
+            best = reward.best_of_n("w1 w2", policy=policy, n=4, sampling=sampling)
+            texts = [found.text for found in policy.generate("w1 w2", sampling, num_samples=4)]
+            scores = reward.score([("w1 w2", text) for text in texts]).scores
+            with pytest.raises(InvalidInput, match="n: got 0"):
+                reward.best_of_n("w1", policy=policy, n=0)
+            with pytest.raises(InvalidInput, match="prompt: got '1 messages'"):
+                reward.best_of_n([Message("user", "w1")], policy=policy)
+            with pytest.raises(InvalidInput, match="responses: got 'both'"):
+                reward.best_of_n("w1", ["w2"], policy=policy)
     assert len(set(texts)) > 1
     assert best.score == pytest.approx(max(scores), abs=1e-5)
     assert best.response == texts[best.index]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -21,16 +22,18 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from fairlead.config import load as load_config
 from fairlead.config.base import ComputeSection
 from fairlead.config.serving import ReferenceSection, RewardSection
 from fairlead.config.training import PpoSection
 from fairlead.errors import ModelLoadError
+from fairlead.metrics import PolicyMetrics
 from fairlead.nn.loading import load_causal_lm, load_tokenizer
 from fairlead.nn.reward_model import load_reward_model
+from services.policy import __main__ as policy_service
 from services.reference.scorer import ReferenceScorer
 from services.reward.scorer import RewardScorer
 from tests import architectures
-from tests.service_process import Starter
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trainer.ppo import actor_critic
 
@@ -155,20 +158,15 @@ def test_vocabulary_smaller_than_the_tokenizer_is_rejected_everywhere(tmp_path: 
     policy = with_more_tokens(tiny_causal_lm(tmp_path / "policy"))
     reward = with_more_tokens(tiny_reward_model(tmp_path / "reward"))
     refusal = r"has an embedding of 60 rows, and its tokenizer has ids up to 61: "
+    served = load_config(overrides={"policy.path": policy, "policy.device": "cpu"})
     for load in (
         lambda: ReferenceScorer(policy, ReferenceSection(device="cpu")),
         lambda: RewardScorer(reward, RewardSection(device="cpu")),
         lambda: actor_critic.load(policy, PpoSection(device="cpu")),
+        lambda: policy_service._load(served, PolicyMetrics(CollectorRegistry())),
     ):
         with pytest.raises(ModelLoadError, match=refusal):
             load()
-    start = Starter(tmp_path)
-    try:
-        process = start("policy", policy)
-        assert process.popen.wait(60) == 2
-        assert "has an embedding of 60 rows" in process.log.read_text().splitlines()[-1]
-    finally:
-        start.stop()
 
 
 def test_embedding_may_have_more_rows_than_tokens(tmp_path: Path):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,9 @@ import pytest
 import torch
 import tritonclient.grpc.aio as triton_grpc
 from transformers import AutoModelForSequenceClassification
+from typer.testing import CliRunner
 
+from fairlead.cli.main import app
 from fairlead.clients import AsyncRewardClient
 from fairlead.config.serving import RewardSection
 from fairlead.data.chat import Chat
@@ -147,8 +147,8 @@ def score_file(folder: Path, address: str, turns: list[dict[str, str]]) -> float
     """Return the score that `fairlead score` writes for a file with one conversation."""
     file = folder.parent / f"{folder.name}.jsonl"
     file.write_text(json.dumps({"messages": turns}) + "\n")
-    command = [sys.executable, "-m", "fairlead.cli", "score", str(file), "--address", address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = CliRunner().invoke(app, ["score", str(file), "--address", address])
+    assert done.exit_code == 0, done.output
     return float(json.loads(done.stdout)["score"])
 
 

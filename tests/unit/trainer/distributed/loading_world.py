@@ -297,3 +297,21 @@ def everything(group: Group, folder: str, numbers: list[int]) -> dict[str, objec
         "refusals": list(refusals(group, Path(folder))),
         "actor_critics": actor_critics(group, Path(folder), numbers),
     }
+
+
+def check_loads(rank: dict) -> None:
+    """Check the models that a rank has loaded."""
+    for name in (*ROW_BY_ROW, *BY_FIRST):
+        for dtype in ("float32", "bfloat16"):
+            found = rank[dtype][name]
+            assert found["differences"] == found["undivided"] == [], name
+            assert found["aliases"][0] == found["aliases"][1], name
+            assert (found["config"], found["training"]) == (True, False), name
+
+
+def check_models(rank: dict, cases: list[int]) -> None:
+    """Check the policies and critics that a rank has loaded."""
+    assert len(rank["actor_critics"]) == len(cases) + 1
+    for one in rank["actor_critics"]:
+        assert one["differences"] == [], one
+        assert one["adapter"], one

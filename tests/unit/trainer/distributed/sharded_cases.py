@@ -199,3 +199,12 @@ def compare(group: Group, folder: str, numbers: list[int]) -> list[dict[str, obj
             }
         )
     return found
+
+
+def check_equal_to_one_rank(results: list[dict[str, object]]) -> None:
+    """Check what `compare` returned."""
+    for one in results:
+        bound = 1e-12 if one["double"] else 1e-5
+        for what in ("gradient", "weights", "figures"):
+            assert one[what] <= bound, one
+        assert one["moved"] > 1e-4, one

@@ -1,4 +1,4 @@
-"""Several ranks train as one does: the same gradients, steps, figures, checkpoints and published files."""
+"""Several ranks train as one does: every architecture, more ranks; see test_two_ranks.py for two."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ranks import Ranks
-from tests.unit.trainer.distributed import sharded_cases
-from tests.unit.trainer.distributed.sharded_cases import CASES, FAST
+from tests.unit.trainer.distributed.sharded_cases import CASES, check_equal_to_one_rank, make_models
 from trainer.distributed.micro_batches import plan
 from trainer.distributed.sharding import owners
 
@@ -19,71 +18,8 @@ TARGET = "tests.unit.trainer.distributed.sharded"
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    sharded_cases.make_models(folder)
+    make_models(folder)
     return folder
-
-
-def check_equal_to_one_rank(results: list[dict[str, object]]) -> None:
-    for one in results:
-        bound = 1e-12 if one["double"] else 1e-5
-        for what in ("gradient", "weights", "figures"):
-            assert one[what] <= bound, one
-        assert one["moved"] > 1e-4, one
-
-
-@pytest.fixture(scope="module")
-def two(models):
-    """What each of two ranks found; they are started once for all tests."""
-    return Ranks(2, f"{TARGET}_files:everything", str(models)).results(seconds=500)
-
-
-def test_two_ranks_train_as_one(two):
-    """Tied weights, recomputed blocks, adapters; the last mini-batch leaves a rank without work."""
-    results = two[0]["training"]
-    assert [one["case"] for one in results] == [CASES[number].name for number in FAST]
-    check_equal_to_one_rank(results)
-
-
-def test_checkpoint_of_two_ranks_is_read_by_two_to_the_bit_and_by_one(two):
-    assert two[1]["checkpoints"]
-    for one in two[0]["checkpoints"]:
-        assert one["written"] == one["read"]
-        assert one["by_one"] <= 1e-6
-        assert one["groups"] == ["critic", "critic_optimizer", "policy", "policy_optimizer"]
-        assert one["of_one"] <= 1e-6
-
-
-def test_version_of_two_ranks_has_the_tensors_of_a_full_gather(two):
-    for one in two[0]["versions"]:
-        assert one["files"] == ["model-00001-00001.safetensors", "model-00002-00001.safetensors"]
-        assert one["tensors"] > 7
-
-
-def test_stages_of_two_ranks_equal_those_of_one(two):
-    _, reward_model, dpo, kto = two[0]["stages"]
-    for one in two[0]["stages"]:
-        assert one["same_keys"]
-        ours, theirs = one["train_loss"]
-        assert ours == pytest.approx(theirs, rel=1e-4)
-        assert one["weights"] < 1e-3
-    for one in (reward_model, dpo, kto):
-        ours, theirs = one["accuracy"]
-        assert ours == pytest.approx(theirs, abs=0.05)
-
-
-def test_rank_holds_half_of_everything_and_a_frozen_base_once(two):
-    for rank in two:
-        whole, adapted = rank["held"]
-        assert whole["weights"] < 0.53
-        assert whole["moments"] < 0.53
-        assert adapted["moments"] < 0.53
-        # Of two equal models, one of which is nearly all of the other.
-        assert adapted["weights"] < 0.35
-
-
-def test_weight_that_is_not_finite_is_the_same_error_on_every_rank(two):
-    assert "the critic has weights that are not finite" in two[0]["damaged"]
-    assert two[0]["damaged"] == two[1]["damaged"]
 
 
 @pytest.mark.slow

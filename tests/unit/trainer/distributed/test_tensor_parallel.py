@@ -6,8 +6,7 @@ import pytest
 
 from tests.ranks import Ranks
 from tests.unit.trainer.distributed import sharded_cases
-from tests.unit.trainer.distributed.sharded_cases import CASES
-from tests.unit.trainer.distributed.test_sharding import check_equal_to_one_rank
+from tests.unit.trainer.distributed.sharded_cases import CASES, check_equal_to_one_rank
 from trainer.distributed.group import Group
 from trainer.distributed.place import Place
 
@@ -27,19 +26,6 @@ def models(tmp_path_factory):
 def divided(size: int, function: str, *arguments: object) -> list:
     ranks = Ranks(size, f"{TARGET}:{function}", *arguments, settings={"tensor_parallel": 2})
     return ranks.results(seconds=500)
-
-
-def test_two_ranks_that_divide_layers_train_as_one_and_others_are_refused_by_name(models):
-    found = divided(2, "trained_and_refused", str(models), [1])
-    check_equal_to_one_rank(found[0]["training"])
-    ours, theirs = found[0]["norms"]
-    assert ours == pytest.approx(theirs, rel=1e-5)  # what every rank holds whole counts once
-    for one in found:
-        assert "GPT2LMHeadModel does not exist" in one["refused"]
-        assert one["refused"].startswith("ranks.tensor_parallel")
-        assert one["loaded"]
-        assert one["logits"] == 30  # of a vocabulary of 60
-        assert one["one_token"] == [0, 0]
 
 
 def test_figures_of_the_ranks_of_a_share_count_once():

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from fairlead.config import load
 from fairlead.config.base import ComputeSection
+from fairlead.config.saving import save as save_config
 from fairlead.errors import NotFinite
 from fairlead.nn.loading import load_causal_lm
 from fairlead.types import WeightVersion
+from tests.tiny import tiny_causal_lm, tiny_reward_model
 from tests.unit.trainer.ppo.ppo_batches import rollouts
 from trainer.checkpoint import CheckpointStore
 from trainer.distributed.group import Group
@@ -24,6 +26,24 @@ from trainer.ppo import learner
 from trainer.ppo.orders import Leader, follow
 
 VERSION = WeightVersion(1, 1)
+
+
+def configured(folder: Path) -> str:
+    """Return the file of a run with tiny models."""
+    tiny_causal_lm(folder / "policy", seed=1)
+    tiny_reward_model(folder / "reward", seed=2)
+    settings = {
+        "policy.path": str(folder / "policy"),
+        "reward.path": str(folder / "reward"),
+        "runs": str(folder / "runs"),
+        "ppo.device": "cpu",
+        "ppo.batch_size": 4,
+        "ppo.mini_batch_size": 4,
+        "ppo.learning_rate": 1e-3,
+        "ppo.ema_decay": 0.5,
+    }
+    save_config(load(overrides=settings), folder / "run.toml")
+    return str(folder / "run.toml")
 
 
 def reset(group: Group, file: str) -> list[object]:

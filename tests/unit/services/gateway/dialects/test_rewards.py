@@ -137,53 +137,63 @@ async def test_calibrated_is_refused_without_a_calibration_temperature(reward_fo
         assert (ranked["calibrated"], ranked["ranking"][0]["probability"]) == (False, None)
 
 
-@pytest.mark.parametrize(
-    ("body", "field", "allowed"),
-    [
-        ({}, "body", "either `items`, or `prompt` and `responses`"),
-        ({"responses": []}, "responses", "at least 1 item"),
-        ({"responses": ["w1", 7]}, "responses[1]", "valid string"),
-        ({"responses": ["w1"], "promt": "w2"}, "promt", "Extra inputs are not permitted"),
-        ({"items": [{"response": "w1"}], "responses": ["w1"]}, "body", "either `items`"),
-        ({"items": [{"response": "w1"}, {"prompt": "w1"}]}, "items[1]", "`response`, or `messages`"),
-        (
-            {"items": [{"messages": [{"role": "user", "content": "w1"}]}]},
-            "items[0].messages",
-            "assistant's response",
-        ),
-        ({"prompt": [{"role": "tool", "content": ""}], "responses": ["w1"]}, "prompt[0].role", "'assistant'"),
-        (
-            {"prompt": [{"role": "assistant", "content": ""}], "responses": ["w1"]},
-            "prompt",
-            "whose last turn is not the assistant's",
-        ),
-        ({"responses": ["w1"], "priority": "now"}, "priority", "'online' or 'bulk'"),
-        ({"responses": ["w1"], "calibrated": "yes"}, "calibrated", "valid boolean"),
-        ({"prompt": "w1", "responses": ["w2", "w3 " * 200]}, "responses[1]", "at most 128 tokens"),
-        ([], "body", "valid dictionary"),
-    ],
-)
-async def test_invalid_field_is_named_with_its_path(http: Gateway, body, field, allowed):
-    answer = await http.post("/v1/rewards", body)
-    assert (answer.status, answer.error["type"], answer.error["field"]) == (400, "invalid_argument", field)
-    assert allowed in answer.error["message"]
-    assert answer.error["request_id"] == answer.headers["x-request-id"]
+INVALID = [
+    ({}, "body", "either `items`, or `prompt` and `responses`"),
+    ({"responses": []}, "responses", "at least 1 item"),
+    ({"responses": ["w1", 7]}, "responses[1]", "valid string"),
+    ({"responses": ["w1"], "promt": "w2"}, "promt", "Extra inputs are not permitted"),
+    ({"items": [{"response": "w1"}], "responses": ["w1"]}, "body", "either `items`"),
+    ({"items": [{"response": "w1"}, {"prompt": "w1"}]}, "items[1]", "`response`, or `messages`"),
+    (
+        {"items": [{"messages": [{"role": "user", "content": "w1"}]}]},
+        "items[0].messages",
+        "assistant's response",
+    ),
+    ({"prompt": [{"role": "tool", "content": ""}], "responses": ["w1"]}, "prompt[0].role", "'assistant'"),
+    (
+        {"prompt": [{"role": "assistant", "content": ""}], "responses": ["w1"]},
+        "prompt",
+        "whose last turn is not the assistant's",
+    ),
+    ({"responses": ["w1"], "priority": "now"}, "priority", "'online' or 'bulk'"),
+    ({"responses": ["w1"], "calibrated": "yes"}, "calibrated", "valid boolean"),
+    ({"prompt": "w1", "responses": ["w2", "w3 " * 200]}, "responses[1]", "at most 128 tokens"),
+    ([], "body", "valid dictionary"),
+]
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"{",
-        b'{"responses": ["\xff"]}',
-        b'{"responses": ["\\ud800"]}',
-        b'{"responses": [NaN]}',
-        b"[" * 100_000,
-        b'{"responses": ["w1"]} x',
-    ],
-)
-async def test_invalid_json_is_a_400(http: Gateway, body):
-    answer = await http.post("/v1/rewards", body)
-    assert (answer.status, answer.error["type"], answer.error["field"]) == (400, "invalid_argument", "body")
-    form = await http.ask("POST", "/v1/rewards", body, {"content-type": "application/x-www-form-urlencoded"})
-    assert (form.status, form.error["field"]) == (400, "Content-Type")
+async def test_invalid_field_is_named_with_its_path(http: Gateway):
+    for body, field, allowed in INVALID:
+        answer = await http.post("/v1/rewards", body)
+        assert (answer.status, answer.error["type"], answer.error["field"]) == (
+            400,
+            "invalid_argument",
+            field,
+        )
+        assert allowed in answer.error["message"]
+        assert answer.error["request_id"] == answer.headers["x-request-id"]
+
+
+INVALID_JSON = [
+    b"",
+    b"{",
+    b'{"responses": ["\xff"]}',
+    b'{"responses": ["\\ud800"]}',
+    b'{"responses": [NaN]}',
+    b"[" * 100_000,
+    b'{"responses": ["w1"]} x',
+]
+
+
+async def test_invalid_json_is_a_400(http: Gateway):
+    for body in INVALID_JSON:
+        answer = await http.post("/v1/rewards", body)
+        assert (answer.status, answer.error["type"], answer.error["field"]) == (
+            400,
+            "invalid_argument",
+            "body",
+        )
+        form = await http.ask(
+            "POST", "/v1/rewards", body, {"content-type": "application/x-www-form-urlencoded"}
+        )
+        assert (form.status, form.error["field"]) == (400, "Content-Type")
