@@ -27,8 +27,9 @@ its first weights, has no series.
 
 **On one machine** the supervisor of a run serves metrics, too, and writes `runs/NAME/targets.json`: the
 address of each process that is alive, with the labels `run`, `process` and `service`. Prometheus reads the
-file again when it changes, so ports need not be configured. A round of `fairlead iterate` is a run of its
-own, in `runs/NAME/round-1` and so on.
+file again when it changes, so ports need not be configured. A later round of `fairlead iterate`
+is a run of its own, in `runs/NAME/round-1` and so on, and the feedback service that it starts is in
+`runs/NAME/feedback_targets.json`.
 
 ```yaml
 {scrape}

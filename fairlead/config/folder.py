@@ -46,6 +46,11 @@ class RunFolder:
         return self.root / "targets.json"
 
     @property
+    def feedback_targets(self) -> Path:
+        """The same for the feedback service that `fairlead iterate` has started."""
+        return self.root / "feedback_targets.json"
+
+    @property
     def lock(self) -> Path:
         """Lock file of the run's only supervisor; contains its process id."""
         return self.root / "supervisor.lock"

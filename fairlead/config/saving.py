@@ -37,12 +37,14 @@ def save(config: RunConfig, path: Path) -> None:
     replace_text(path, as_toml(config))
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Replace a file atomically: readers see the old text or the new text."""
+def replace_text(path: Path, text: str, *, mode: int = 0o600) -> None:
+    """Replace a file atomically: readers see the old text or the new text.
+
+    Only the owner may read it unless `mode` says otherwise: a configuration names paths, addresses and users.
+    """
     aside = path.with_name(f"{path.name}.{os.getpid()}")
     aside.unlink(missing_ok=True)
-    # Only the owner may read it: a configuration names paths, addresses and users.
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
         file.write(text)
     aside.replace(path)
 

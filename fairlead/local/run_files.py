@@ -226,7 +226,8 @@ def write_targets(path: Path, addresses: Mapping[str, str], *, run: str, scheme:
         for process, address in addresses.items()
         if address
     ]
-    replace_text(path, json.dumps(entries, indent=1) + "\n")
+    # Prometheus runs as a user of its own.
+    replace_text(path, json.dumps(entries, indent=1) + "\n", mode=0o644)
 
 
 def read_record(path: Path) -> SupervisorRecord | None:

@@ -20,7 +20,8 @@ from fairlead.errors import ProcessFailed
 from fairlead.feedback_client import FeedbackClient
 from fairlead.local import launch
 from fairlead.local.addresses import Ports, is_free_port, join_address, split_address
-from fairlead.local.plan import base_environment
+from fairlead.local.plan import base_environment, metrics_address
+from fairlead.local.run_files import write_targets
 
 _POLL_SECONDS = 0.1
 
@@ -86,12 +87,16 @@ def embedded(config: RunConfig) -> Iterator[Service]:
     """Run a feedback service during the block. It is not ready at first; `Service.connect` waits for that."""
     folder = config.folder
     address = _address(config)
+    port = config.observe.metrics_port
+    if port >= 0:
+        # A configured port is that of the trainer, which may run at the same time.
+        port = Ports().free("metrics of feedback", config.observe.metrics_host)
     changed = config.model_copy(
         update={
             "feedback": config.feedback.model_copy(
                 update={"addresses": (address,), "bind": address, "replicas": 0}
             ),
-            "observe": config.observe.model_copy(update={"metrics_port": -1}),
+            "observe": config.observe.model_copy(update={"metrics_port": port}),
         }
     )
     file, log = folder.root / "feedback_service.toml", folder.log("feedback")
@@ -108,9 +113,13 @@ def embedded(config: RunConfig) -> Iterator[Service]:
             stderr=output,
             start_new_session=True,  # Ctrl-C ends it only after this command has stopped using it.
         )
+    scheme = "https" if config.observe.metrics_tls else "http"
+    targets = {"feedback": metrics_address(config, port)}
+    write_targets(folder.feedback_targets, targets, run=config.name, scheme=scheme)
     try:
         yield Service(config, address, process, log)
     finally:
+        write_targets(folder.feedback_targets, {}, run=config.name)
         process.terminate()
         try:
             process.wait(config.local.drain_seconds)

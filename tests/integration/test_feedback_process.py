@@ -8,6 +8,7 @@ import secrets
 import signal
 import threading
 import time
+import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from fairlead import judgments
+from fairlead.config import load
 from fairlead.feedback_client import FeedbackClient
 from fairlead.judgments import Judgment
+from fairlead.rounds.embedded import embedded
 from tests.feedback_world import schema_of
 from tests.service_process import Process, Starter, free_address
 
@@ -138,3 +141,18 @@ def test_no_judgment_is_lost_or_doubled_when_the_service_is_killed(
         assert sum(client.add_tasks(new)) == 0
     assert process.stop() == 0
     assert "feedback stopped" in process.log.read_text()
+
+
+@pytest.mark.slow
+def test_service_of_iterate_is_found_by_prometheus(tmp_path: Path):
+    config = load(None, overrides={"runs": str(tmp_path), "name": "mine"})
+    config.folder.root.mkdir()
+    with embedded(config) as service:
+        service.connect().close()
+        [entry] = json.loads(config.folder.feedback_targets.read_text())
+        assert entry["labels"] == {"run": "mine", "process": "feedback", "service": "feedback"}
+        with urllib.request.urlopen(f"http://{entry['targets'][0]}/metrics", timeout=30) as answer:
+            page = answer.read().decode()
+        assert "fairlead_process_ready 1.0" in page
+        assert 'fairlead_feedback_judgments_total{kind="ranking"} 0.0' in page
+    assert json.loads(config.folder.feedback_targets.read_text()) == []

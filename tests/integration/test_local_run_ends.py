@@ -226,3 +226,4 @@ async def test_metrics_and_targets_follow_the_processes(folder: RunFolder):
     run.stop(RunOutcome(130, "a second signal ends it"))
     await asyncio.wait_for(lingering, 30)
     assert targets() == {}
+    assert folder.targets.stat().st_mode & 0o777 == 0o644  # Prometheus is another user
