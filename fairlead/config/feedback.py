@@ -72,6 +72,10 @@ class ProjectSection(Section):
     """Whether rankings of model judges may be exported for training, in a file of their own."""
     audit_share: float = Field(default=0.1, ge=0.05, le=1)
     """Share of the tasks that a model judge labels, drawn at random, which people label too."""
+    least_gold: float = Field(default=0.0, ge=0, le=1)
+    """Share of right answers that the quiz about the guidelines asks for before a labeler's first task, and
+    of questions with known answers below which they get no task until they pass it again. 0: nobody is held.
+    """
 
     @model_validator(mode="after")
     def _check_answers(self) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from services.feedback import auditing
+from services.feedback import auditing, holding
 from services.feedback.service import Service
 from services.feedback.store.judged import Ranking, Receipt, Said
 
@@ -22,7 +22,7 @@ async def hand_in(
         metrics.judgments.labels("ranking" if isinstance(said, Ranking) else "text").inc()
         metrics.late.inc(found.late)
         if isinstance(said, Ranking):
-            await run(auditing.look, service, found.entry)
+            await run(_look, service, [found.entry])
     return found
 
 
@@ -44,6 +44,7 @@ async def hand_in_many(service: Service, person: str, judgments: Sequence[tuple[
 def _look(service: Service, entries: Sequence[str]) -> None:
     for entry in entries:
         auditing.look(service, entry)
+        holding.look(service, entry)
 
 
 async def skip(

@@ -167,6 +167,7 @@ ROUTES: Mapping[tuple[str, str], Need | None] = {
     ("POST", "/tasks/{task}/change"): LEAD_PAGE,
     ("GET", "/projects/{project}/exports"): LEAD_PAGE,
     ("POST", "/projects/{project}/exports"): LEAD_PAGE,
+    ("POST", "/projects/{project}/labelers/{person}/release"): LEAD_PAGE,
     ("GET", "/projects/{project}/rounds"): LEAD_PAGE,
     ("GET", "/projects/{project}/judges"): LEAD_PAGE,
     ("POST", "/projects/{project}/exports/{digest}"): LEAD_PAGE,

@@ -37,6 +37,8 @@ class ProjectChange(Body):
     """How long a judgment may be revised."""
     judges: Literal["none", "train"] | None = None
     """Whether rankings of judges are trained on."""
+    least_gold: float | None = None
+    """Share of right answers in the quiz, and of gold questions, below which a labeler gets no task."""
     audit_share: float | None = None
     """Share of the tasks that a judge labels which people label too; at least 0.05."""
 

@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from fastapi import Response as HttpResponse
 from pydantic import Field
 
+from services.feedback import holding
 from services.feedback.api.bodies import (
     MAX_JUDGMENTS,
     Body,
@@ -107,6 +108,7 @@ def router(service: Service) -> APIRouter:
     async def next_task(body: NextRequest, identity: CurrentIdentity) -> HttpResponse | TaskShown:
         """Return the task that this person works on, or a new one."""
         project = await run(store.projects.get, body.project or service.section.project.name)
+        await run(holding.check, service, project, identity.worker)
         kinds = body.kinds or TASK_KINDS
         offer = await run(store.leases.take, identity.worker.id, project.id, kinds=kinds)
         if offer is None:
@@ -119,6 +121,7 @@ def router(service: Service) -> APIRouter:
         many as are done before the first ends.
         """
         project = await run(store.projects.get, body.project or service.section.project.name)
+        await run(holding.check, service, project, identity.worker)
         kinds = body.kinds or TASK_KINDS
         offers = await run(
             store.leases.take_many, identity.worker.id, project.id, kinds=kinds, count=body.count

@@ -21,6 +21,7 @@ from services.feedback.pages.said import SKIP_REASONS
 from services.feedback.reckoning import MEASURED, SEED, SHARED, of_project, rankings
 from services.feedback.service import Service
 from services.feedback.store.figures import LabelerCounts
+from services.feedback.store.holds import Hold
 from services.feedback.store.judged import Judged
 from services.feedback.store.records import Person, Project
 
@@ -52,6 +53,8 @@ class LabelerRow:
     """Share of their best answers that were shown first, times the number of answers: 1 without a bias."""
     gold: Sequence[bool]
     """Of questions with known answers: whether they ranked them as accepted."""
+    hold: Hold | None
+    """Since when they get no task, because they missed too many of these."""
 
 
 def router(service: Service, renderer: Renderer) -> APIRouter:
@@ -113,6 +116,12 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
 
         return await run(build_page)
 
+    @api.post("/projects/{project}/labelers/{person}/release")
+    async def release(project: str, person: str) -> Response:
+        known = await run(store.projects.get, project)
+        await run(store.holds.release, known.id, (await run(store.people.get, person)).id)
+        return renderer.redirect(f"/projects/{known.settings.name}/labelers")
+
     @api.get("/projects/{project}/bias")
     async def bias(project: str, identity: CurrentIdentity) -> Response:
         def build_page() -> Response:
@@ -143,6 +152,7 @@ def labeler_rows(service: Service, project: Project) -> list[LabelerRow]:
     for one in rankings(service, project.id, ("gold",)):
         if (accepted := gold_of(one.task)) is not None:
             gold[one.entry.person or ""].append(accepted.accepts(one.judgment.ranks))
+    holds = service.store.holds.of_project(project.id)
     rows = [
         LabelerRow(
             person=people[counts.person],
@@ -152,6 +162,7 @@ def labeler_rows(service: Service, project: Project) -> list[LabelerRow]:
             longer=judgments.length_bias([one.judgment for one in own[counts.person]], seed=SEED),
             first_shown=_first_shown([one.judgment for one in own[counts.person]]),
             gold=gold[counts.person],
+            hold=holds.get(counts.person),
         )
         for counts in service.store.figures.labelers(project.id)
     ]
@@ -159,7 +170,7 @@ def labeler_rows(service: Service, project: Project) -> list[LabelerRow]:
 
 
 def _is_flagged(row: LabelerRow) -> bool:
-    return row.agreement is not None and row.agreement.flagged
+    return row.hold is not None or (row.agreement is not None and row.agreement.flagged)
 
 
 def _median_seconds(judged: Sequence[Judged]) -> float | None:

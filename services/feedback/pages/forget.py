@@ -96,7 +96,7 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
         if name == identity.worker.id:
             raise InvalidInput("person", got=name, allowed="somebody else: you cannot forget yourself here")
         if form.one("sure") != "yes":
-            message = "Nothing was erased yet: confirm that it shall be erased for good."
+            message = "Nothing was erased yet: confirm that it is to be erased for good."
             return await run(preview, kind, name, identity, message)
         proof = await run(store.erasures.forget, kind, name, actor=identity.name)
         return renderer.redirect(f"/forget?done={proof.id}")

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from fairlead.judgments.labelers import LAST_TASKS, LabelerFigures
+from services.feedback.holding import why_not
 from services.feedback.identity import CurrentIdentity
 from services.feedback.pages.page import Renderer, routes
 from services.feedback.pages.recent import Recent
@@ -39,6 +40,8 @@ class ProjectAtHome:
     """The version that the person has read last; 0 if none."""
     agreement: LabelerFigures | None
     """How the person agrees with the others, after enough shared tasks."""
+    held: str
+    """Why the person gets no task; empty if they get some."""
 
 
 def router(service: Service, renderer: Renderer) -> APIRouter:
@@ -87,6 +90,7 @@ def at_home(
         guideline=guidelines[-1] if guidelines else None,
         read=readings[-1].version if readings else 0,
         agreement=agreement,
+        held=why_not(service, project, service.store.people.get(person)),
     )
 
 

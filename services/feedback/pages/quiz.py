@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from services.feedback.gold import Gold, gold_of
+from services.feedback.holding import why_not
 from services.feedback.identity import CurrentIdentity
 from services.feedback.pages.form import Fields, read_form
 from services.feedback.pages.mine import order_of
@@ -20,7 +21,7 @@ from services.feedback.service import Service
 QUESTIONS = 5
 """Of a quiz."""
 ENOUGH = 0.75
-"""Share of right answers that a quiz asks for. Nothing is closed to those who have fewer."""
+"""Share of right answers that a quiz asks for, where the project asks for no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
             if versions:
                 share = sum(right.values()) / len(right)
                 store.projects.note_reading(known.id, versions[-1].version, identity.worker.id, quiz=share)
+                if share >= max(ENOUGH, known.settings.least_gold):
+                    store.holds.release(known.id, identity.worker.id)
         return renderer.page(
             "quiz",
             identity.worker,
@@ -66,7 +69,8 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
             questions=asked,
             filled=Filled(sent or {}),
             right=right,
-            enough=ENOUGH,
+            enough=max(ENOUGH, known.settings.least_gold),
+            held=why_not(service, known, identity.worker),
         )
 
     @api.get("/projects/{project}/quiz")

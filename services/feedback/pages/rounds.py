@@ -44,7 +44,7 @@ class Round:
     agreement: Agreement | None
     """How far people agree on its tasks drawn at random; None without judgments."""
     reports: Sequence[RoundReport]
-    """What each run has told."""
+    """What each run has reported."""
     snapshots: Sequence[Snapshot]
     """The newest snapshot of each cohort."""
     models: Sequence[Artifact]

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 
 from fairlead.errors import InvalidInput
 from services.feedback.handing_in import hand_in, skip
+from services.feedback.holding import why_not
 from services.feedback.identity import CurrentIdentity
 from services.feedback.pages.form import read_form
 from services.feedback.pages.page import HEADERS, Renderer, letter, routes
@@ -135,8 +136,11 @@ class _Work:
 
     def _next(self, project: str, person: Person, handed_in: str = "") -> Response:
         """Return a redirect to the next task, or to the start page if there is none."""
+        known = self._store.projects.get(project)
+        if why_not(self._service, known, person):
+            return self._renderer.redirect(f"/projects/{known.settings.name}/quiz")
         offer = self._store.leases.take(person.id, project)
         if offer is None:
-            return self._renderer.redirect(f"/?nothing={self._store.projects.get(project).settings.name}")
+            return self._renderer.redirect(f"/?nothing={known.settings.name}")
         after = f"?after={handed_in}" if handed_in else ""
         return self._renderer.redirect(f"/assignments/{offer.assignment.id}{after}")

@@ -44,10 +44,10 @@ class Projects:
                 """
                 INSERT INTO project (id, name, kinds, min_answers, max_answers, overlap, shared_share,
                   gold_share, lease_seconds, program_lease_seconds, revise_seconds, judges, audit_share,
-                  state, made)
+                  least_gold, state, made)
                 VALUES (:id, :name, :kinds, :min_answers, :max_answers, :overlap, :shared_share,
                   :gold_share, :lease_seconds, :program_lease_seconds, :revise_seconds, :judges,
-                  :audit_share, 'active', :made)
+                  :audit_share, :least_gold, 'active', :made)
                 ON CONFLICT DO NOTHING RETURNING *
                 """,
                 id=new_id(),
@@ -103,7 +103,7 @@ class Projects:
                   max_answers = :max_answers, overlap = :overlap, shared_share = :shared_share,
                   gold_share = :gold_share, lease_seconds = :lease_seconds,
                   program_lease_seconds = :program_lease_seconds, revise_seconds = :revise_seconds,
-                  judges = :judges, audit_share = :audit_share, state = :state
+                  judges = :judges, audit_share = :audit_share, least_gold = :least_gold, state = :state
                 WHERE id = :id RETURNING *
                 """,
                 id=project,
@@ -238,7 +238,7 @@ def _checked(settings: ProjectSettings, limits: Limits) -> dict[str, object]:
         "judges": check_choice("judges", settings.judges, ("none", "train")),
         "revise_seconds": check_number("revise_seconds", settings.revise_seconds, 0.0),
     }
-    for name in ("shared_share", "gold_share"):
+    for name in ("shared_share", "gold_share", "least_gold"):
         values[name] = check_number(name, getattr(settings, name), 0.0, 1.0)
     values["audit_share"] = check_number("audit_share", settings.audit_share, LEAST_AUDIT, 1.0)
     for name in ("lease_seconds", "program_lease_seconds"):

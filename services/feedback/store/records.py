@@ -58,6 +58,9 @@ class ProjectSettings:
     """Whether the rankings of judges are trained on: `none` or `train`."""
     audit_share: float = 0.1
     """Share of the tasks that a judge labels, drawn at random, which people label too."""
+    least_gold: float = 0.0
+    """Share of right answers that the quiz asks for before the first task, and below which a labeler is held
+    until they pass it again; 0: nobody is held."""
 
 
 @dataclass(frozen=True, slots=True)

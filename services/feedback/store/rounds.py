@@ -1,4 +1,4 @@
-"""The rounds of runs that learn from a project: what each run has told, and how much people said in each."""
+"""The rounds of runs that learn from a project: what runs have reported, and how much people said."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _RANKED = ", ".join(f"'{kind}'" for kind in RANKED_KINDS)
 
 @dataclass(frozen=True, slots=True)
 class RoundReport:
-    """What a run told about a round."""
+    """What a run reported about a round."""
 
     run: str
     """Name of the run."""
@@ -48,7 +48,7 @@ class RoundReport:
     gate: Mapping[str, Any] | None
     """What the gate found; None before."""
     at: float
-    """When it told something last."""
+    """When it reported something last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Rounds:
         self._context = context
 
     def report(self, project: str, run: str, number: int, changes: Mapping[str, object]) -> RoundReport:
-        """Keep what a run tells about a round; what it does not name stays as it was.
+        """Keep what a run reports about a round; what it does not name stays as it was.
 
         Args:
             project: id of the project.
@@ -115,7 +115,7 @@ class Rounds:
         return RoundReport(run=run, number=number, at=row["at"], **body)
 
     def reports(self, project: str) -> list[RoundReport]:
-        """Return what runs have told about the rounds of a project, by run and number."""
+        """Return what runs have reported about the rounds of a project, by run and number."""
         with self._context.database.reading() as connection:
             rows = connection.run(
                 "SELECT * FROM round_report WHERE project = :project ORDER BY run, number", project=project

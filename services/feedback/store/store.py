@@ -18,6 +18,7 @@ from services.feedback.store.collected import CollectedPrompts
 from services.feedback.store.context import Context
 from services.feedback.store.erasures import Erasures
 from services.feedback.store.figures import Figures
+from services.feedback.store.holds import Holds
 from services.feedback.store.judgments import Judgments
 from services.feedback.store.leases import Leases
 from services.feedback.store.limits import Limits
@@ -64,6 +65,7 @@ class Store:
         self.log = Log(context)
         self.snapshots = Snapshots(context)
         self.artifacts = Artifacts(context)
+        self.holds = Holds(context)
         self.rounds = Rounds(context)
         self.lineage = Lineage(context)
         self.erasures = Erasures(context)

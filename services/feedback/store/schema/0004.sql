@@ -1,4 +1,4 @@
--- What a run has told about its rounds, and when a person was paused.
+-- What a run has reported about its rounds, and when a person was paused.
 CREATE TABLE round_report (
   project TEXT NOT NULL REFERENCES project (id),
   run TEXT NOT NULL,

@@ -16,9 +16,9 @@ import pytest
 from fairlead.types import Message
 from services.feedback.store.judged import Filter
 from services.feedback.store.records import NewPrompt
-from tests.feedback_pages import Visitor, check_page
+from tests.feedback_pages import Page, Visitor, check_page
 from tests.feedback_scene import populate
-from tests.feedback_service import Feedback, feedback
+from tests.feedback_service import Caller, Feedback, feedback, task
 
 
 @pytest.fixture
@@ -105,8 +105,8 @@ async def test_rounds_show_what_people_said_and_what_was_made(service: Feedback,
     assert f'id="snapshot-{snapshot[:16]}"' in (await lead.get("/projects/default/exports")).html
     assert "9" * 16 in page.html
     body = {"state": "stopped", "message": "people agree on <40%>"}
-    told = await service.local.ask("PUT", "/rounds/help/1", body)
-    assert (told.status, told.json["wanted"], told.json["step"]) == (200, 200, "judgments")
+    answer = await service.local.ask("PUT", "/rounds/help/1", body)
+    assert (answer.status, answer.json["wanted"], answer.json["step"]) == (200, 200, "judgments")
     assert (await service.local.ask("PUT", "/rounds/help/1", {"state": "lost"})).status == 400
     assert (await service.local.get("/rounds"))["rounds"][1]["message"] == "people agree on <40%>"
     store.erasures.forget("person", store.people.by_handle("ben").id, actor="test")
@@ -165,6 +165,66 @@ async def test_judges_and_data_sets(service: Feedback, lead: Visitor) -> None:
     assert (await lead.post(path)).status == 400
     for one in lead.pages:
         check_page(one)
+
+
+async def test_labelers_who_miss_known_answers_are_held_until_they_pass_the_quiz(tmp_path: Path) -> None:
+    settings = {"project__least_gold": 0.75, "project__gold_share": 1}
+    async with feedback(tmp_path, project__kinds=["pair"], **settings) as http:
+        store = http.service.store
+        gold = {"ranks": [1, 2], "explanation": "The first one."}
+        asked = [task(n, k=2, kind="pair", why="gold", gold=gold) for n in range(12)]
+        await http.local.post("/tasks", {"tasks": [*asked, task(99, k=2, kind="pair")]})
+        project = store.projects.get("default").id
+        zoe, lead = Visitor(http.address), Visitor(http.address)
+        await zoe.sign_in("zoe")
+        await lead.sign_in("lead")
+        assert "/assignments/" in (await zoe.post("/projects/default/next")).path, (
+            "no quiz without guidelines"
+        )
+        store.projects.add_guideline(project, "The first one is better.")
+
+        async def quiz(*, right: bool) -> Page:
+            page = await zoe.get("/projects/default/quiz")
+            shown = [one.text for one in page.document.all("pre", class_="raw")]
+            fields = {}
+            for question in range(1, 6):
+                texts = shown[3 * question - 2 : 3 * question]
+                for place, text in enumerate(texts, start=1):
+                    fields[f"place-{question}-{place}"] = "1" if text.endswith(" 0") == right else "2"
+            return await zoe.post("/projects/default/quiz", *fields.items())
+
+        kept = await zoe.post("/projects/default/next")
+        assert kept.path.startswith("/projects/default/quiz")
+        assert "Before you start, the quiz asks for 75% right answers." in kept.html
+        assert "quiz asks for" in (await zoe.get("/")).html
+        assert "0 of 5 right" in (await quiz(right=False)).html
+        assert "get no tasks" in (await zoe.get("/projects/default/quiz")).html
+        assert "5 of 5 right" in (await quiz(right=True)).html
+
+        page = await zoe.post("/projects/default/next")
+        for _ in range(8):
+            texts = [one.text for one in page.document.all("pre", class_="raw")][1:]
+            wrong = "2" if texts[0].endswith(" 0") else "1"
+            page = await zoe.post(page.path, verdict=wrong, **page.hidden())
+        assert page.path == "/projects/default/quiz"
+        assert "You ranked 0 of the last 8 questions with known answers" in page.html
+        robot = Caller(http.address, {"cookie": zoe.cookie})
+        refused = await robot.ask("POST", "/next", {})
+        assert (refused.status, "Take the quiz" in refused.error["message"]) == (403, True)
+        assert "held since" in (await lead.get("/projects/default/labelers")).html
+        assert "You are ready to start" in (await quiz(right=True)).html
+        assert store.holds.of_project(project) == {}
+        assert "/assignments/" in (await zoe.post("/projects/default/next")).path
+
+        person = store.people.by_handle("zoe").id
+        store.holds.start(project, person, accepted=1, asked=8)
+        store.holds.start(project, person, accepted=2, asked=9)
+        assert store.holds.of_project(project)[person].asked == 8
+        await lead.post(f"/projects/default/labelers/{person}/release")
+        assert store.holds.of_person(project, person) is None
+        assert store.holds.answers(project, person, last=9) == [], "answers before do not count any more"
+        for one in (*zoe.pages, *lead.pages):
+            check_page(one)
 
 
 def download(address: str, path: str, fields: dict[str, str], cookie: str) -> tuple[int, str | None, bytes]:
