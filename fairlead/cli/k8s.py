@@ -144,13 +144,11 @@ def render_manifests(  # noqa: PLR0913 - a flag each
     namespace: Namespace = "fairlead",
 ) -> None:
     """Print the manifests as YAML."""
-    import yaml
-
-    from fairlead.k8s.manifests import of_stage
+    from fairlead.k8s.manifests import as_yaml, of_stage
 
     run = load_config(config, config_option, overrides)
     manifests = of_stage(rendered(run, overlay, components, registry, tag, stage, namespace), stage)
-    typer.echo(yaml.safe_dump_all(manifests, sort_keys=False), nl=False)
+    typer.echo(as_yaml(manifests), nl=False)
 
 
 @app.command(

@@ -130,6 +130,23 @@ def render_run(config: RunConfig, target: Target) -> list[Manifest]:
     return objects
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as they are, so that a diff shows their lines."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
+)
+
+
+def as_yaml(objects: Sequence[Manifest]) -> str:
+    """Return objects as YAML, the same for the same objects."""
+    return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False)
+
+
 def kustomize(folder: Path) -> list[Manifest]:
     """Return the objects that `kubectl kustomize` renders from a folder.
 

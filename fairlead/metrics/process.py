@@ -106,14 +106,15 @@ class RunMetrics:
         ).set(1)
         self.run = Gauge(
             "fairlead_run_info",
-            "1; the labels are the run, its stage (in a trainer), a hash of the settings that decide its "
+            "1; the labels are the run and, in a trainer, its stage, a hash of the settings that decide its "
             "result, and the base model.",
             ["run", "stage", "config", "model"],
             registry=registry,
         )
-        self.run.labels(
-            run=config.name, stage=stage, config=recipe_hash(config), model=config.model.path or "scratch"
-        ).set(1)
+        # In a cluster a service has only the settings that it reads, and keeps running when others change.
+        recipe = recipe_hash(config) if stage else ""
+        model = (config.model.path or "scratch") if stage else ""
+        self.run.labels(run=config.name, stage=stage, config=recipe, model=model).set(1)
 
 
 class ClientMetrics:
@@ -163,7 +164,7 @@ class TlsMetrics:
 
 
 def recipe_hash(config: RunConfig) -> str:
-    """Return a hash of the settings that decide the result of a run: equal in all of its processes."""
+    """Return a hash of the settings that decide the result of a run: equal in all of its trainers."""
     sections = {name: getattr(config, name).model_dump(mode="json") for name in _RECIPE}
     text = json.dumps({"seed": config.seed, **sections}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

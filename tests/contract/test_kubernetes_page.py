@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from fairlead.cli.main import app
-from fairlead.k8s.manifests import checkout, kustomize
+from fairlead.k8s.manifests import Manifest, checkout, kustomize
 from tests.rendered import needs_kubectl, of_kind, rendered
 
 ROOT = checkout().parent
@@ -76,17 +76,32 @@ def test_objects_named_by_commands_exist():
 
 
 @needs_kubectl
-def test_custom_overlay_renders(tmp_path: Path):
+def test_custom_overlays_render(tmp_path: Path):
     (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    gpu = os.path.relpath(checkout() / "overlays" / "gpu", tmp_path.resolve())
-    (tmp_path / "kustomization.yaml").write_text(block.replace("../fairlead/k8s/overlays/gpu", gpu))
-    assert yaml.safe_load(block)["kind"] == "Kustomization"
-    claim = of_kind(kustomize(tmp_path), "PersistentVolumeClaim")["fairlead"]
+    claim = of_kind(_rendered_from(tmp_path, block), "PersistentVolumeClaim")["fairlead"]
     assert claim["spec"]["storageClassName"] == "shared"
+    *_, values = re.findall(r"```yaml\n(.*?)```", GITOPS, re.DOTALL)
+    objects = _rendered_from(tmp_path, values)
+    patched = {
+        name
+        for name, one in of_kind(objects, "Deployment", "Job").items()
+        if one["spec"]["template"]["spec"].get("nodeSelector") == {"accelerator": "h100"}
+    }
+    assert patched == {"policy", "reward", "reference", "trainer"}
+    assert of_kind(objects, "PersistentVolumeClaim")["fairlead"]["spec"]["volumeName"] == "an-existing-volume"
+
+
+def _rendered_from(folder: Path, kustomization: str) -> list[Manifest]:
+    """Render an overlay of a page, with this checkout's overlay as its base."""
+    gpu = os.path.relpath(checkout() / "overlays" / "gpu", folder.resolve())
+    text = kustomization.replace("../fairlead/k8s/overlays/gpu", gpu)
+    (folder / "kustomization.yaml").write_text(text)
+    assert yaml.safe_load(text)["kind"] == "Kustomization"
+    return kustomize(folder)
 
 
 def test_gitops_objects_apply_the_folder_that_render_writes_to():
-    application, kustomization = (
+    application, kustomization, _ = (
         yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", GITOPS, re.DOTALL)
     )
     assert "ApplyOutOfSyncOnly=true" in application["spec"]["syncPolicy"]["syncOptions"]

@@ -18,6 +18,7 @@ from fairlead.k8s.manifests import (
     NAME,
     PART_OF,
     Target,
+    as_yaml,
     checkout,
     job_spec,
     kustomize,
@@ -377,10 +378,13 @@ def test_kind_fits_a_machine_with_two_cores():
 
 
 def test_rendering_twice_gives_the_same_text(tmp_path, monkeypatch):
-    text = yaml.safe_dump_all(rendered("everything"), sort_keys=False)
+    text = as_yaml(rendered("everything"))
+    assert list(yaml.safe_load_all(text)) == list(rendered("everything"))
+    assert "\n  run.toml: |\n" in text, "a diff shows the settings that change"
+    assert text.startswith("apiVersion: v1\nkind: Namespace\n"), "before the objects in it"
     rendered.cache_clear()
     monkeypatch.chdir(tmp_path)
-    assert yaml.safe_dump_all(rendered("everything"), sort_keys=False) == text
+    assert as_yaml(rendered("everything")) == text
 
 
 def test_yaml_files_have_one_document_each():

@@ -26,7 +26,9 @@ import redis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fairlead.config import RunFolder, load
+from fairlead.config.saving import is_selected
 from fairlead.k8s.manifests import Manifest, Target, render
+from fairlead.k8s.settings import READS
 from fairlead.local import valkey
 from fairlead.local.addresses import Ports
 from fairlead.local.probes import READY_PATH, HttpHealth
@@ -44,7 +46,8 @@ _CLIENT = f"""#!{sys.executable}
 import os, redis, sys
 print(redis.Redis(port=int(os.environ["PORT"]), password=os.environ["REDISCLI_AUTH"]).ping() and "PONG")
 """
-PROCESSES = ("policy", "reward", "reference", "trainer", "gateway", "rollout-worker", "feedback")
+ROOT = Path(__file__).parents[2]
+PROCESSES = ("policy", "reward", "reference", "trainer", "gateway", "rollout-worker", "feedback", "weights")
 PASSWORDS = {"password": "p" * 16, "keda-username": "keda", "keda-password": "k" * 16}
 
 
@@ -106,7 +109,9 @@ class Node:
             values[variable["name"]] = PASSWORDS[secret["key"]] if secret else "1"
         here = {key: self.here(value, name) for key, value in values.items()}
         path = os.pathsep.join([str(self.root / "bin"), str(valkey.find_server().parent), os.environ["PATH"]])
-        return here | {"PATH": path, "HF_HUB_OFFLINE": "1", "PORT": str(self.ports["6379"])}
+        python = os.pathsep.join([str(ROOT / "tests" / "traced"), str(ROOT)])
+        reads = {"PYTHONPATH": python, "READS_FILE": str(self.root / f"{name}.reads")}
+        return here | reads | {"PATH": path, "HF_HUB_OFFLINE": "1", "PORT": str(self.ports["6379"])}
 
     def here(self, text: str, name: str) -> str:
         """Return a text of a pod with this machine's paths, names and ports."""
@@ -123,6 +128,8 @@ class Node:
         text = text.replace("port 6379", f"port {self.ports['6379']}").replace(
             "bind * -::*", "bind 127.0.0.1"
         )
+        if text == "5005":
+            return str(self.ports[text])
         return str(self.ports[name]) if text == "9090" else text.replace("0.0.0.0", "127.0.0.1")
 
     async def passes(self, name: str, probe: dict[str, Any]) -> bool:
@@ -210,7 +217,11 @@ def _secrets(folder: Path) -> dict[str, dict[str, bytes]]:
 
 
 @pytest.fixture(
-    params=[("keda", "feedback"), pytest.param(("keda", "feedback", "keys", "tls"), marks=pytest.mark.slow)],
+    params=[
+        (("keda", "feedback"), 1),
+        pytest.param((("keda", "feedback", "keys", "tls"), 1), marks=pytest.mark.slow),
+        pytest.param((("keda", "feedback"), 2), marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def node(tmp_path: Path, request) -> Iterator[Node]:
@@ -218,13 +229,15 @@ def node(tmp_path: Path, request) -> Iterator[Node]:
     file = make(volume, updates=2)
     (volume / "data").mkdir()
     shutil.move(volume / "prompts.jsonl", volume / "data")
-    target = Target(overlay="kind", components=request.param, namespace="fairlead")
+    components, ranks = request.param
+    target = Target(overlay="kind", components=components, namespace="fairlead")
     free, wanted = (
         Ports(),
-        ("5001", "5002", "5003", "5004", "6379", "8080", "8400", *PROCESSES),
+        ("5001", "5002", "5003", "5004", "5005", "6379", "8080", "8400", *PROCESSES),
     )
-    found = Node(tmp_path, render(load(file), target), {name: free.free(name) for name in wanted})
-    found.secrets, found.encrypted = _secrets(tmp_path / "secrets"), "tls" in request.param
+    config = load(file, overrides={"ranks.per_node": ranks})
+    found = Node(tmp_path, render(config, target), {name: free.free(name) for name in wanted})
+    found.secrets, found.encrypted = _secrets(tmp_path / "secrets"), "tls" in components
     (tmp_path / "bin").mkdir()
     client = tmp_path / "bin" / "valkey-cli"
     client.write_text(_CLIENT)
@@ -239,6 +252,7 @@ def node(tmp_path: Path, request) -> Iterator[Node]:
 @pytest.mark.timeout(400)
 async def test_pods_of_a_run_start_become_healthy_and_complete_it(node: Node):
     names = ("files", "redis", "reward", "reference", "policy", "gateway", "rollout-worker", "feedback")
+    names += ("weights",)
     for name in names:
         node.start(name)
     await node.until("files", "readinessProbe")
@@ -254,6 +268,7 @@ async def test_pods_of_a_run_start_become_healthy_and_complete_it(node: Node):
     await node.until("feedback", "startupProbe", "livenessProbe", "readinessProbe")
     assert await asyncio.to_thread(_invited_with, node, "fairlead-api-key") == 403
     assert await asyncio.to_thread(_invited_with, node, "lead") == 201
+    await node.until("weights", "startupProbe", "livenessProbe", "readinessProbe")
     node.start("trainer")
     await node.until("trainer", "startupProbe", "livenessProbe")
     await node.until("policy", "readinessProbe")
@@ -266,9 +281,18 @@ async def test_pods_of_a_run_start_become_healthy_and_complete_it(node: Node):
         assert await asyncio.to_thread(node.stop, name) == 0, node.log(name)
     store = node.root / "feedback" / "data" / "feedback.db"
     assert (store.stat().st_mode & 0o777, store.read_bytes()[:6]) == (0o600, b"SQLite")
+    _processes_read_only_their_settings(node)
     secrets = [one.read_text(errors="replace") for one in node.root.glob("*.log")]
     shown = node.secrets["fairlead-api-key"]["FAIRLEAD_API_KEY"].decode().rpartition("_")[2]
     assert not [text for text in secrets if PASSWORDS["password"] in text or shown in text]
+
+
+def _processes_read_only_their_settings(node: Node) -> None:
+    """Check that the ConfigMap of each process has every setting that the process has read."""
+    for name in PROCESSES:
+        keys = set((node.root / f"{name}.reads").read_text().split())
+        assert keys >= {"observe.log_level", "observe.log_style"}, name
+        assert {key for key in keys if not is_selected(key, READS[name])} == set(), name
 
 
 def _scored_indices(node: Node) -> list[int]:
