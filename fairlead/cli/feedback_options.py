@@ -13,7 +13,7 @@ Address = Annotated[
     str,
     typer.Option(
         "--address",
-        envvar="FAIRLEAD_FEEDBACK",
+        envvar="FAIRLEAD_FEEDBACK_ADDRESS",
         metavar="HOST:PORT",
         help="Address of the service, or the URL under which it is published. The API key is in "
         "FAIRLEAD_API_KEY.",

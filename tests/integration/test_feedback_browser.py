@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from fairlead.types import Message
-from services.feedback.store.judged import Entry
+from services.feedback.store.judged import Entry, Ranking
 from services.feedback.store.records import NewAnswer, NewPerson, NewPrompt, NewTask
 from tests.feedback_browser import AXE, axe_source, chromium, hidden_focus, look, tab
 from tests.feedback_scene import populate
 from tests.feedback_service import Feedback, feedback
+from tests.hostile_texts import MARK, hostile_texts
 
 WIDE = {"viewport": {"width": 1280, "height": 800}}
 NARROW = {"viewport": {"width": 320, "height": 640}, "has_touch": True, "is_mobile": True}
@@ -30,6 +31,17 @@ HOSTILE = (
     "> " * 500 + "deep\n" + "- " * 500 + "deep",
     "{{ 7 * 7 }} {% raw %} ${7*7} %s &lt;b&gt;",
 )
+
+RAN = f"""() => {{
+  const live = 'main :is(img, script, iframe, object, embed, style, link, base, math, template, [style]), '
+    + 'main [autofocus], body > :not(a, header, nav, main, footer)';
+  const found = [...document.querySelectorAll(live)].map((one) => one.outerHTML.slice(0, 200));
+  for (const name of ['href', 'action', 'formaction', 'src', 'srcdoc'])
+    for (const one of document.querySelectorAll(`body [${{name}}]`))
+      if (new URL(one.getAttribute(name), location).origin !== location.origin) found.push(one.outerHTML);
+  return document.title.includes('{MARK}') ? [...found, document.title] : found;
+}}"""
+"""What a hostile text has made of a page: live elements, places outside of the service, a title."""
 
 
 @dataclass
@@ -256,4 +268,44 @@ async def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
             await page.locator("#skip .choice").nth(2).click()
             await page.get_by_role("button", name="Skip", exact=True).click()
             await page.wait_for_load_state()
+        assert {one.split("/")[2] for one in requests} == {http.address}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_500_hostile_texts_run_nothing_and_ask_nobody(tmp_path: Path) -> None:
+    texts = hostile_texts()
+    parts = [texts[start : start + 16] for start in range(0, len(texts), 16)]
+    async with feedback(tmp_path, project__max_answers=16) as http, chromium() as browser:
+        store = http.service.store
+        project = store.projects.get("default").id
+        store.tasks.add(
+            project, [NewTask("rank", prompt_of(part[0]), tuple(map(NewAnswer, part))) for part in parts]
+        )
+        store.projects.add_guideline(project, "\n\n".join(texts[5:200]))
+        new = [NewPrompt((Message("user", text),), state="new") for text in texts[5:]]
+        store.prompts.add(new)
+        person = store.people.add(NewPerson("labeler", "zoe", role="lead", active=True)).id
+        page = await tab(
+            browser, http.address, f"{http.service.cookie.name}={store.people.start_session(person)}", **WIDE
+        )
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        paths = ["/prompts", "/projects/default/guidelines", "/projects/default/tasks"]
+        for _ in parts:
+            offer = store.leases.take(person, project)
+            assert offer is not None
+            paths += [f"/assignments/{offer.assignment.id}", f"/tasks/{offer.assignment.task}"]
+            ranks = {answer: place for place, (answer, _) in enumerate(offer.answers, start=1)}
+            await page.goto(paths[-2])
+            assert await page.locator("article").count() == len(offer.answers)
+            assert await page.evaluate(RAN) == [], paths[-2]
+            await page.keyboard.press("1")
+            await page.keyboard.press("Escape")
+            note = texts[len(paths)][:9_000]
+            store.judgments.hand_in(offer.assignment.id, person, Ranking(ranks, note=note))
+        for path in (*paths[:3], *paths[4::2], "/projects/default/mine"):
+            await page.goto(path)
+            assert await page.evaluate(RAN) == [], path
+        assert page.problems == []
         assert {one.split("/")[2] for one in requests} == {http.address}

@@ -115,8 +115,7 @@ def router(service: Service) -> APIRouter:
         await run(store.accesses.add, identity.name, "export", digest)
         content = await run(export, judged, kind)
         suffix = FORMATS[kind][0]
-        headers = {"content-disposition": f'attachment; filename="{digest[:16]}.{kind}.{suffix}"'}
-        return HttpResponse(content, media_type=_MEDIA_TYPES[suffix], headers=headers)
+        return _download(content, f"{digest[:16]}.{kind}.{suffix}", _MEDIA_TYPES[suffix])
 
     @api.post(
         "/snapshots/{name}/folder",
@@ -128,8 +127,7 @@ def router(service: Service) -> APIRouter:
         """Return a folder with a dataset card as a ZIP file; the guidelines are the newest of the project."""
         content = await run(zipped_folder, service, name, body)
         await run(store.accesses.add, identity.name, "export", name)
-        headers = {"content-disposition": f'attachment; filename="{name[:16]}.zip"'}
-        return HttpResponse(content, media_type="application/zip", headers=headers)
+        return _download(content, f"{name[:16]}.zip", "application/zip")
 
     return api
 
@@ -152,6 +150,12 @@ def zipped_folder(service: Service, digest: str, body: AboutBody) -> bytes:
         for name, data in folder(store.snapshots.read(digest), snapshot, about).items():
             archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
     return content.getvalue()
+
+
+def _download(content: bytes, name: str, media_type: str) -> HttpResponse:
+    """Return a file that a browser saves: what people wrote must not be taken for a page."""
+    headers = {"content-disposition": f'attachment; filename="{name}"', "x-content-type-options": "nosniff"}
+    return HttpResponse(content, media_type=media_type, headers=headers)
 
 
 def _shown(snapshot: Snapshot) -> dict[str, Any]:

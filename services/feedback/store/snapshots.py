@@ -51,7 +51,7 @@ class Snapshots:
             fixed = replace(wanted, until=until)
             entries = _selected(connection, fixed)
             if not entries:
-                raise InvalidInput("filter", got=asdict(wanted), allowed="one that a judgment matches")
+                raise InvalidInput("filter", got=_in_words(wanted), allowed="one that a judgment matches")
             digest = snapshot_digest(entries)
             last = connection.one("SELECT id FROM entry WHERE seq = :seq", seq=until)
             details = {"filter": asdict(fixed), "entries": len(entries), "head": last["id"] if last else ""}
@@ -268,3 +268,10 @@ def _check(wanted: Filter) -> None:
     check_whole("after", wanted.after, 0, 2**62)
     if wanted.until is not None:
         check_whole("until", wanted.until, 0, 2**62)
+
+
+def _in_words(wanted: Filter) -> str:
+    """Return what a filter selects, for an error."""
+    parts = {"kinds": wanted.kinds, "cohorts": wanted.cohorts, "people": wanted.people}
+    chosen = ", ".join(f"{name} {' '.join(values)}" for name, values in parts.items())
+    return f"{chosen}, of which there is no judgment yet"

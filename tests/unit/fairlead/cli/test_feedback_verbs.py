@@ -19,8 +19,9 @@ async def test_verbs_add_tasks_invite_people_and_export(tmp_path: Path) -> None:
     async with feedback(tmp_path) as http:
 
         async def run(*arguments: str) -> Result:
-            command = ["feedback", *arguments, "--address", http.address]
-            return await asyncio.to_thread(CliRunner().invoke, app, command)
+            # The variable must not be one that a section of the configuration reads.
+            given = {"FAIRLEAD_FEEDBACK_ADDRESS": http.address}
+            return await asyncio.to_thread(CliRunner().invoke, app, ["feedback", *arguments], env=given)
 
         for new, known in ((3, 0), (0, 3)):
             added = await run("tasks", str(answers))
