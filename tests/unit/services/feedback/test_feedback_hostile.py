@@ -126,6 +126,8 @@ def names(http: Feedback, person: str) -> dict[str, str]:
         "person": store.people.by_handle("emil").id,
         "prompt": store.prompts.page(state="new")[0].id,
         "name": store.snapshots.all()[0].digest,
+        "digest": store.snapshots.all()[0].digest,
+        "number": "1",
         "artifact": "x",
         "kind": "person",
         "version": "1",
