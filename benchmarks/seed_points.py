@@ -11,8 +11,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from trainer import charts
-from trainer.charts import COLORS, INK, MUTED
+from examples import plots
+from examples.plots import COLORS, INK, MUTED
 
 _FONT_SIZE = 9
 _LINE_HEIGHT = 1.35
@@ -49,7 +49,7 @@ def draw(
         y_label: label of the y axis.
         joined: connect the means in the order of `series`.
     """
-    with mpl.rc_context({**charts.STYLE, "savefig.facecolor": "white"}):
+    with mpl.rc_context({**plots.STYLE, "savefig.facecolor": "white"}):
         figure = Figure(figsize=(8.6, 5.4), layout="constrained")
         axes = figure.subplots()
         axes.scatter(*_columns(start.points), color=INK, s=36, marker="s")

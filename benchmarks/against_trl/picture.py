@@ -13,15 +13,15 @@ from matplotlib.figure import Figure
 from benchmarks.against_trl.outcome import Outcome, Point, mean_curve
 from benchmarks.against_trl.report import GOLD, Comparison
 from benchmarks.against_trl.sides import OURS, SIDES
-from trainer import charts
-from trainer.charts import COLORS, MUTED
+from examples import plots
+from examples.plots import COLORS, MUTED
 
 _COLUMN_INCHES, _HEIGHT_INCHES = 3.4, 5.6
 
 
 def draw(found: Sequence[Comparison], out: Path) -> None:
     """Draw it in the format of the suffix of `out`: thin lines are seeds, thick ones their mean."""
-    with mpl.rc_context({**charts.STYLE, "savefig.facecolor": "white"}):
+    with mpl.rc_context({**plots.STYLE, "savefig.facecolor": "white"}):
         figure = Figure(figsize=(_COLUMN_INCHES * len(found), _HEIGHT_INCHES), layout="constrained")
         rows = figure.subplots(2, len(found), squeeze=False, sharey=True)
         for column, one in enumerate(found):

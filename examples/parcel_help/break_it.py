@@ -15,12 +15,13 @@ from typing import Any
 
 from examples.parcel_help import figures, gold
 from fairlead.config import RunConfig
-from trainer import charts, durable, run_record
-from trainer.charts import Mark
-from trainer.guard_report import MEANINGS, guards
-from trainer.page import Headline, Page, PageAnswer, PageSample, PageSection, Picture, render
-from trainer.report import learning
-from trainer.run_record import RunRecord
+from fairlead.report import charts, run_record
+from fairlead.report.charts import Mark
+from fairlead.report.guards import guards, meaning_of
+from fairlead.report.page import Headline, Page, PageAnswer, PageSample, PageSection, Picture, render
+from fairlead.report.run_record import RunRecord
+from fairlead.report.sections import learning
+from trainer import durable
 
 NUM_TASKS = 100
 """Number of ranked tasks; the quickstart ranks several times as many per round."""
@@ -140,7 +141,7 @@ def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Pa
     ]
     picture = Picture(
         title="Proxy and gold",
-        source=charts.lines(
+        chart=charts.lines(
             {"reward model": record.curve("reward"), "gold": (numbers["updates"], numbers["gold"])},
             x_label="update",
             marks=marks,
@@ -194,8 +195,8 @@ def _headlines(numbers: Mapping[str, Any]) -> list[Headline]:
     ]
     if fired is not None:
         meaning = (
-            f"The first signal that crossed a stop limit, {MEANINGS[fired['signal']]}: {fired['value']:.2f}, "
-            f"with a limit of {fired['threshold']:g}."
+            f"The first signal that crossed a stop limit: {fired['value']:.2f}, with a limit of "
+            f"{fired['threshold']:g}. {meaning_of(fired['signal'])}"
         )
         found.append(Headline(f"update {fired['update']}", "a guard would have stopped it", meaning))
     if numbers["gold_saved"] is not None:

@@ -22,13 +22,13 @@ from fairlead.data.records import is_heldout
 from fairlead.judgments import Judgment, agreement
 from fairlead.judgments.calibration import BINS, accuracy, expected_calibration_error
 from fairlead.local.serving import GeneratedAnswer
+from fairlead.report import run_record
+from fairlead.report.charts import Bin
+from fairlead.report.run_record import QUEUE_FIGURES, RunRecord
 from fairlead.rounds.configuration import round_config
 from fairlead.rounds.files import read_answers, read_rows
 from fairlead.rounds.labelers import pairs
-from trainer import run_record
 from trainer.calibration import wilson_interval
-from trainer.charts import Bin
-from trainer.run_record import QUEUE_FIGURES, RunRecord
 
 Scores = Mapping[tuple[str, str], float]
 """Score of the reward model by (prompt, answer)."""

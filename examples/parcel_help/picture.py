@@ -17,12 +17,14 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from examples import plots
 from examples.parcel_help.figures import gold_by_update
+from examples.plots import COLORS, INK, MUTED
 from fairlead.config import RunFolder
 from fairlead.errors import ConfigError, FairleadError
-from trainer import charts, run_record
-from trainer.charts import COLORS, INK, MUTED, Mark
-from trainer.run_record import RunRecord
+from fairlead.report import run_record
+from fairlead.report.charts import Mark
+from fairlead.report.run_record import RunRecord
 
 _SIZE_INCHES = (10.0, 2.9)
 
@@ -40,7 +42,7 @@ def draw(run: Path, out: Path) -> str:
         raise ConfigError("run", got=f"{run}, without the report of one", allowed=allowed) from error
     folders = [run, *(run / f"round-{number}" for number in range(1, len(rounds)))]
     records = [run_record.read(RunFolder(folder)) for folder in folders]
-    with mpl.rc_context({**charts.STYLE, "savefig.facecolor": "white"}):
+    with mpl.rc_context({**plots.STYLE, "savefig.facecolor": "white"}):
         figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
         rewards, divergence, wins = figure.subplots(1, 3, width_ratios=(5, 3, 2))
         _rewards(rewards, records, rounds)
@@ -58,7 +60,7 @@ def draw_broken(runs: Sequence[Path], out: Path) -> str:
         ConfigError: a folder is not that of a finished run of `--break-it`.
     """
     found = [_broken(run) for run in runs]
-    with mpl.rc_context({**charts.STYLE, "savefig.facecolor": "white"}):
+    with mpl.rc_context({**plots.STYLE, "savefig.facecolor": "white"}):
         figure = Figure(figsize=(4.6 * len(runs), 3.6), layout="constrained")
         panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
         for axes, run, numbers in zip(panels, runs, found, strict=True):
@@ -71,7 +73,7 @@ def draw_broken(runs: Sequence[Path], out: Path) -> str:
             for update, alerts in by_update.items():
                 stops = any(alert["level"] == "stop" for alert in alerts)
                 names = ", ".join(alert["signal"] for alert in alerts)
-                charts.draw_mark(axes, Mark(update, names, alarm=stops), bottom=True)
+                plots.draw_mark(axes, Mark(update, names, alarm=stops), bottom=True)
             axes.set_title(run.name)
             axes.set_xlabel("update")
         # Space for the names of the guards.

@@ -15,12 +15,13 @@ from examples.parcel_help import figures, gold, reward_report
 from examples.parcel_help.figures import Round
 from examples.parcel_help.files import Files
 from fairlead.config import RunConfig
-from trainer import charts, durable, run_record
-from trainer.charts import Mark
-from trainer.guard_report import guards
-from trainer.page import Headline, Page, PageAnswer, PageSample, PageSection, Picture, Table, render
-from trainer.report import learning, work
-from trainer.run_record import RunRecord
+from fairlead.report import charts, run_record
+from fairlead.report.charts import Mark
+from fairlead.report.guards import guards
+from fairlead.report.page import Headline, Page, PageAnswer, PageSample, PageSection, Picture, Table, render
+from fairlead.report.run_record import RunRecord
+from fairlead.report.sections import learning, work
+from trainer import durable
 
 _STAGES = {
     "corpus": "writing demonstrations and prompts",
@@ -113,7 +114,7 @@ def proxy_and_gold(record: RunRecord, marks: Sequence[Mark]) -> Picture:
     curves = {"reward model": record.curve("reward"), "gold": figures.gold_by_update(record)}
     return Picture(
         title="Proxy and gold",
-        source=charts.lines(curves, x_label="update", marks=marks, wide=True),
+        chart=charts.lines(curves, x_label="update", marks=marks, wide=True),
         caption="The reward model's mean score of the answers of each update, and the mean gold reward of "
         "those kept. Each reward model has its own scale; what matters is whether both curves rise.",
         wide=True,
@@ -178,18 +179,18 @@ def _outcome(config: RunConfig, rounds: Sequence[Round], numbers: Mapping[str, A
         for number, one in enumerate(numbers["rounds"], start=1)
     }
     if last["training_prompts"] is not None:
-        rates["training\nprompts"] = float(last["training_prompts"]["win_rate_vs_sft"])
+        rates["training prompts"] = float(last["training_prompts"]["win_rate_vs_sft"])
     pictures = (
         Picture(
             title="Win rate against SFT",
-            source=charts.bars(rates, x_label="share of comparisons won, by gold", limit=1, mark=0.5),
+            chart=charts.bars(rates, x_label="share of comparisons won, by gold", limit=1, mark=0.5),
             caption="On held-out prompts after each round, and on training prompts at the end. A large "
             "difference would mean that the policy memorized the training prompts. Ties count half; at the "
             "dashed line both are equally good.",
         ),
         Picture(
             title="Gold reward of answers",
-            source=charts.histograms(spread, x_label="gold reward of an answer"),
+            chart=charts.histograms(spread, x_label="gold reward of an answer"),
             caption="All answers of the evaluation. PPO should move most of them to the right, and leave few "
             "with a negative reward, which are rude or wrong.",
         ),

@@ -10,8 +10,8 @@ from typing import Any
 
 from examples.parcel_help import figures
 from examples.parcel_help.figures import Round
-from trainer import charts
-from trainer.page import PageSection, Picture, Table
+from fairlead.report import charts
+from fairlead.report.page import PageSection, Picture, Table
 
 
 def round_by_round(numbers: Mapping[str, Any]) -> PageSection:
@@ -48,7 +48,7 @@ def round_by_round(numbers: Mapping[str, Any]) -> PageSection:
     }
     picture = Picture(
         title="The reward model becomes stale",
-        source=charts.bars(
+        chart=charts.bars(
             accuracies, x_label="share of pairs ordered correctly, by gold", limit=1, mark=0.5, wide=True
         ),
         caption="The first reward model learned from answers of the SFT policy. PPO moves the policy to "
@@ -78,14 +78,14 @@ def reward_model(found: Round, model: Mapping[str, Any]) -> PageSection:
     pictures = (
         Picture(
             title="Calibration",
-            source=charts.calibration(figures.calibration_bins(found.margins(found.heldout))),
+            chart=charts.calibration(figures.calibration_bins(found.margins(found.heldout))),
             caption="Each dot is a group of comparisons; its area grows with their number. On the dashed "
             "line the reward model's confidence equals its accuracy. Mean gap (ECE): "
             f"{model['ece']:.3f}{_calibrated(model)}.",
         ),
         Picture(
             title="Scores before and after",
-            source=charts.histograms(
+            chart=charts.histograms(
                 {
                     "before": figures.proxies(found, found.before, found.before),
                     "after": figures.proxies(found, found.after, found.after),

@@ -20,8 +20,8 @@ from fairlead.data.records import load_prompts
 from fairlead.data.sentences import load_parts
 from fairlead.judgments.resampling import mean_interval
 from fairlead.local.serving import GeneratedAnswer, ask, serving
+from fairlead.report import run_record
 from fairlead.types import SamplingParams
-from trainer import run_record
 
 NUM_CONTINUATIONS = 1_000
 """Continuations of each policy, spread over the held-out prompts."""

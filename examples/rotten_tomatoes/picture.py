@@ -9,9 +9,10 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from examples import plots
+from examples.plots import COLORS
 from fairlead.config import RunConfig
-from trainer import charts, run_record
-from trainer.charts import COLORS
+from fairlead.report import run_record
 
 _SIZE_INCHES = (10.0, 2.9)
 
@@ -25,7 +26,7 @@ def draw(config: RunConfig, figures: Mapping[str, Any], out: Path) -> None:
         out: the file to write.
     """
     record = run_record.read(config.folder)
-    with mpl.rc_context({**charts.STYLE, "savefig.facecolor": "white"}):
+    with mpl.rc_context({**plots.STYLE, "savefig.facecolor": "white"}):
         figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
         reward, divergence, judged = figure.subplots(1, 3)
         for axes, curve, title, color in (

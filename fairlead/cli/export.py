@@ -1,4 +1,4 @@
-"""`fairlead export`, `export-triton` and `report`: write the models of a run, or a report about it.
+"""`fairlead export` and `export-triton`: write the models of a run.
 
 Each verb checks its flags and is then replaced by the process that does the work.
 """
@@ -54,14 +54,12 @@ _EXPORT_TRITON = with_examples(
     "fairlead export-triton org/reward-model triton --name helpful --dtype bfloat16 --force",
     "fairlead serve reward --set reward.engine=triton --set reward.path=runs/quickstart/reward_model",
 )
-_REPORT = with_examples("Write report.html and report.json of a run.", "fairlead report runs/quickstart")
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
     app.command("export", help=_EXPORT)(export)
     app.command("export-triton", help=_EXPORT_TRITON)(export_triton)
-    app.command("report", help=_REPORT)(report)
 
 
 def export(
@@ -121,12 +119,6 @@ def export_triton(
     arguments += ["--max-batch-size", str(max_batch_size)]
     arguments += ["--link"] * link + ["--force"] * force
     _become("services.reward.triton.export", arguments)
-
-
-def report(run: RunPath) -> None:
-    """Run trainer.report in place of this process."""
-    need("train")
-    _become("trainer.report", [str(run_folder(run))])
 
 
 def _become(module: str, arguments: list[str]) -> NoReturn:

@@ -16,6 +16,7 @@ from fairlead.cli import (
     audit,
     best_of_n,
     compare,
+    dashboard,
     data,
     export,
     feedback,
@@ -67,6 +68,7 @@ _ORDER = (
         "export-triton",
         "report",
         "status",
+        "dashboard",
         "audit",
         "traces",
         "plan",
@@ -140,6 +142,7 @@ data.register(app)
 feedback.register(app)
 agreement.register(app)
 export.register(app)
+dashboard.register(app)
 
 
 status.register(app)

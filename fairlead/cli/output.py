@@ -62,9 +62,11 @@ OptionalAddresses = Annotated[list[str] | None, _address_option]
 
 _MODULES = {
     "torch": ("torch", "transformers", "safetensors"),
-    "train": ("torch", "transformers", "safetensors", "scipy", "matplotlib", "jinja2"),
+    "train": ("torch", "transformers", "safetensors", "scipy", "jinja2"),
     "k8s": ("kubernetes", "yaml"),
     "gateway": ("fastapi", "uvicorn"),
+    "report": ("jinja2",),
+    "dashboard": ("fastapi", "uvicorn", "jinja2"),
     "feedback": ("fastapi", "uvicorn", "jinja2", "markdown_it"),
 }
 

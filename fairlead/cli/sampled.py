@@ -117,16 +117,15 @@ def prompt_of(line: Mapping[str, Any], *, added: str) -> Prompt:
 
 
 def report(out: Path, figures: Mapping[str, object], markdown: str) -> None:
-    """Write report.json, report.md and, where matplotlib is installed, report.html with a picture."""
-    import subprocess
-    import sys
-
+    """Write report.json, report.md and, where jinja2 is installed, report.html with a picture."""
     replace_text(out / "report.json", json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     replace_text(out / "report.md", markdown)
-    if find_spec("matplotlib") is None or find_spec("torch") is None:
+    if find_spec("jinja2") is None:
         say("no picture: report.html needs the extra `train`", err=True)
         return
-    subprocess.run([sys.executable, "-m", "trainer.sampling_report", str(out)], check=False)
+    from fairlead.report import sampling
+
+    sampling.write(out, figures)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -176,7 +176,7 @@ def _warn_about_memory(stage: str, settings: RunConfig) -> None:
 
 
 def _summary(path: Path) -> str:
-    from fairlead.local.view import result_figures
+    from fairlead.local.screen import result_figures
 
     figures = result_figures(json.loads(path.read_text(encoding="utf-8")))
     return f" ({figures})" if figures else ""

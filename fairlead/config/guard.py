@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
 from fairlead.config.base import Section
+
+Level = Literal["quiet", "warn", "stop"]
+"""How bad the value of a signal is."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuardLimit:
+    """A limit of a signal."""
+
+    level: Literal["warn", "stop"]
+    """What happens to a value beyond it."""
+    side: Literal["above", "below"]
+    """The side on which values are beyond it."""
+    value: float
+    """The limit itself, which is not beyond it."""
+
+    def is_crossed(self, value: float) -> bool:
+        """Return whether a value is beyond the limit."""
+        return value > self.value if self.side == "above" else value < self.value
 
 
 class GuardSection(Section):
@@ -94,3 +115,26 @@ class GuardSection(Section):
     the trainer, or computes something else. It is below 0.0001 in float32 and about 0.05 in bfloat16."""
     mismatch_stop_above: float | None = Field(default=None, ge=0)
     """Stop limit of the signal of `mismatch_warn_above`."""
+
+    def limits(self, signal: str) -> list[GuardLimit]:
+        """Return the limits of a signal that are set, stop limits first."""
+        return [
+            GuardLimit(level, side, limit)
+            for level in _LEVELS
+            for side in _SIDES
+            if (limit := getattr(self, f"{signal}_{level}_{side}", None)) is not None
+        ]
+
+    def judge(self, signal: str, value: float) -> tuple[Level, float | None]:
+        """Return the level of a value and the limit that it crossed.
+
+        The limit is None if it crossed none, and for a value that is not finite, which is a reason to stop.
+        """
+        if not math.isfinite(value):
+            return "stop", None
+        crossed = next((limit for limit in self.limits(signal) if limit.is_crossed(value)), None)
+        return ("quiet", None) if crossed is None else (crossed.level, crossed.value)
+
+
+_LEVELS: tuple[Literal["stop", "warn"], ...] = ("stop", "warn")
+_SIDES: tuple[Literal["below", "above"], ...] = ("below", "above")

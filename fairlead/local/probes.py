@@ -66,6 +66,31 @@ class HttpHealth:
         return await get(self.host, self.port, self.path, tls=self.tls) is not None
 
 
+@dataclass(frozen=True, slots=True)
+class RedisPing:
+    """A probe of a Redis or Valkey that needs no password."""
+
+    host: str
+    """Host name or address."""
+    port: int
+    """TCP port."""
+
+    async def __call__(self) -> bool:
+        """Return whether the server answers PING; a refusal for want of a password is an answer."""
+        try:
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                reader, writer = await asyncio.open_connection(self.host, self.port)
+                try:
+                    writer.write(b"PING\r\n")
+                    await writer.drain()
+                    answer = await reader.readline()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError, ValueError):
+            return False
+        return answer.startswith((b"+PONG", b"-NOAUTH"))
+
+
 async def get(host: str, port: int, path: str, *, tls: TlsFiles | None = None) -> bytes | None:
     """Return the body of a page on the metrics port; None if the process does not answer 200 in time."""
     try:

@@ -57,6 +57,8 @@ class ProcessSpec:
     """Liveness probe; None means that liveness is not checked."""
     metrics: str = ""
     """`host:port` of `/metrics` and `/waiting`; empty if it has none."""
+    redis: str = ""
+    """`host:port` if it is the run's Valkey."""
     ready_after: tuple[str, ...] = ()
     """Processes that must be ready first: its readiness timeout starts when all of them are."""
     drain_rank: int = 0

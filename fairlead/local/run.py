@@ -199,7 +199,7 @@ async def _supervise(
     for number in _stop_signals():
         loop.add_signal_handler(number, _on_signal, supervisor, number)
     title = f"{folder.root} · {_verb(stage)}"
-    view = View(title, stage=stage, path=folder.progress, processes=supervisor.processes)
+    view = View(folder, stage=stage)
     showing = asyncio.create_task(view.show(console))
     # Lets the live view start, so that log lines from here on are printed above it.
     await asyncio.sleep(0)
@@ -263,6 +263,11 @@ def _embedded_queue(config: RunConfig, port: int) -> tuple[ProcessSpec, dict[str
         return await asyncio.to_thread(server.is_ready)
 
     spec = ProcessSpec(
-        name="valkey", command=server.command, probe=is_ready, alive=is_ready, drain_rank=QUEUE_RANK
+        name="valkey",
+        command=server.command,
+        probe=is_ready,
+        alive=is_ready,
+        redis=f"127.0.0.1:{server.port}",
+        drain_rank=QUEUE_RANK,
     )
     return spec, {"FAIRLEAD_QUEUE__REDIS_URL": server.url}

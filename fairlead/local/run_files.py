@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import re
 import signal
@@ -154,6 +155,8 @@ class ProcessRecord:
     """`host:port` of `/metrics` and `/waiting`, if it has them."""
     log: str = ""
     """Path of its log."""
+    redis: str = ""
+    """`host:port` if it is the run's Valkey."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +264,7 @@ def _entry(process: ChildProcess, offset: float) -> dict[str, Any]:
         "http": f"{probe.host}:{probe.port}" if isinstance(probe, HttpHealth) else "",
         "metrics": process.spec.metrics,
         "log": str(process.log),
+        "redis": process.spec.redis,
     }
 
 
@@ -306,7 +310,11 @@ def read_progress(path: Path) -> StageProgress | None:
             phase=str(entry["phase"]),
             step=int(entry["step"]),
             total=int(entry["total"]),
-            figures={str(name): float(value) for name, value in (entry.get("figures") or {}).items()},
+            # A figure that is not finite is null in JSON; a run whose loss is NaN still has progress.
+            figures={
+                str(name): math.nan if value is None else float(value)
+                for name, value in (entry.get("figures") or {}).items()
+            },
             since=float(entry.get("since") or 0.0),
             waiting_for=entry.get("waiting_for"),
             doing=entry.get("doing"),

@@ -1,7 +1,7 @@
 """The view of a running stage: a live display on a terminal, log lines elsewhere.
 
-Reads `progress.json` and the state of the supervisor's processes; changes nothing. Log lines scroll above the
-live display.
+Shows the status of the run as `fairlead status` does, in what the terminal has space for; changes nothing.
+Log lines scroll above the live display.
 """
 
 from __future__ import annotations
@@ -13,71 +13,93 @@ import logging
 import os
 import termios
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
-from fairlead.local.process import ChildProcess, State
+from fairlead.config import RunFolder
+from fairlead.local.numbers import duration, number
 from fairlead.local.run_files import StageProgress, read_progress
+from fairlead.local.screen import draw, phase
+from fairlead.local.status import RunStatus, StatusReader
 
 logger = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 0.25
+_READ_SECONDS = 1.0
+_ASK_SECONDS = 5.0
+"""Services are asked for their health that often; their supervisor does so anyway."""
 _LINE_SECONDS = 5.0
-_STYLES = {
-    State.WAITING: "dim",
-    State.STARTING: "yellow",
-    State.READY: "green",
-    State.BACKOFF: "red",
-    State.STOPPING: "yellow",
-    State.ENDED: "dim",
-}
-# The figures that are shown first; others follow in the stage's order where there is space.
-_FIRST_FIGURES = (
-    *("reward", "kl", "tokens_per_second", "response_length", "entropy", "clip_fraction", "eos_rate"),
+_LINES_ABOVE = 16
+"""Lines that are kept for what is above the processes, and for the log."""
+_LINE_FIGURES = (
+    *("reward", "kl", "tokens_per_second", "response_length", "entropy", "clip_fraction"),
     *("loss", "accuracy"),
 )
 _NAMES = {"kl": "KL", "tokens_per_second": "tokens/s", "response_length": "length"}
-_FIRST_RESULTS = (
-    *("heldout_loss", "accuracy", "ece", "updates", "episodes", "proxy_first", "proxy_last", "kl"),
-    *("tasks_lost", "tasks_duplicated", "dead_letters", "seconds"),
-)
-_HIDDEN = ("seconds", "queue_", "update", "tokens", "steps")
 
 
 class View:
-    """The view of one run: title, progress, figures, and a row per process."""
+    """The view of one stage of a run."""
 
-    def __init__(self, title: str, *, stage: str, path: Path, processes: Sequence[ChildProcess]) -> None:
-        self._title = title
+    def __init__(self, folder: RunFolder, *, stage: str) -> None:
+        """
+        Args:
+            folder: of the run.
+            stage: sft, reward_model, preference or ppo; the files of an earlier stage are not shown.
+        """
+        self._folder = folder
         self._stage = stage
-        self._path = path
-        self._processes = processes
+        self._reader = StatusReader(folder, ask_seconds=_ASK_SECONDS)
         self._begun = time.monotonic()
         self._logged = ""
         self._newest: StageProgress | None = None
+        self._status: RunStatus | None = None
 
     async def show(self, console: Console) -> None:
         """Show the run until cancelled."""
         await (self._live(console) if console.is_terminal else self._lines())
 
     async def _live(self, console: Console) -> None:
-        with (
-            Live(self.render(console.width), console=console, auto_refresh=False, transient=True) as live,
-            _log_above(console),
-        ):
-            while True:
-                live.update(self.render(console.width), refresh=True)
-                await asyncio.sleep(_REFRESH_SECONDS)
+        reading = asyncio.create_task(self._keep_reading(), name="status")
+        try:
+            with (
+                Live(self.render(console), console=console, auto_refresh=False, transient=True) as live,
+                _log_above(console),
+            ):
+                while True:
+                    live.update(self.render(console), refresh=True)
+                    await asyncio.sleep(_REFRESH_SECONDS)
+        finally:
+            reading.cancel()
+
+    async def _keep_reading(self) -> None:
+        while True:
+            await self.read_status()
+            await asyncio.sleep(_READ_SECONDS)
+
+    async def read_status(self) -> None:
+        """Read the status that `render` shows."""
+        found = await self._reader.read()
+        if found.stage == self._stage:
+            self._status = found
+
+    def render(self, console: Console) -> Text:
+        """Return the view, as wide as the terminal, with as many processes as it has space for."""
+        elapsed = time.monotonic() - self._begun
+        if self._status is None:
+            return Text(
+                f"{self._folder.root} · starting · {duration(elapsed)}", no_wrap=True, overflow="ellipsis"
+            )
+        rows = max(2, console.height - _LINES_ABOVE)
+        return draw(self._status, console.width, rows=rows, elapsed=elapsed)
 
     async def _lines(self) -> None:
         while True:
             await asyncio.sleep(_LINE_SECONDS)
+            await self.read_status()
             self.log_line()
 
     def log_line(self) -> None:
@@ -91,171 +113,27 @@ class View:
         """Return the progress of the run in one line."""
         now = self.read()
         if now is None:
-            starting = [process.name for process in self._processes if process.state is not State.READY]
+            services = self._status.services if self._status is not None else ()
+            starting = [service.name for service in services if service.state not in ("ready", "running")]
             return "starting" + (f", waiting for {', '.join(starting)}" if starting else "")
         return progress_line(now)
 
-    def render(self, width: int) -> RenderableType:
-        """Return the view, at most `width` columns wide."""
-        now = self.read()
-        parts: list[RenderableType] = [self._headline(now, width)]
-        if now is not None:
-            bar = Table.grid()
-            bar.add_row(ProgressBar(total=max(1, now.total), completed=now.step, width=min(width, 100)))
-            parts += [bar]
-            parts += [_figures_line(now, width)]
-        parts += [self._rows(width)]
-        return Group(*parts)
-
     def read(self) -> StageProgress | None:
         """Return the last progress that the stage reported; None before its first report."""
-        found = read_progress(self._path)
+        found = read_progress(self._folder.progress)
         if found is not None and found.stage == self._stage:
             self._newest = found
         return self._newest
-
-    def _headline(self, now: StageProgress | None, width: int) -> Text:
-        unit = "update" if self._stage == "ppo" else "step"
-        parts = ["starting" if now is None else f"{unit} {now.step} of {now.total}"]
-        parts.append(duration(time.monotonic() - self._begun))
-        if now is not None and now.eta_seconds is not None and now.step < now.total:
-            parts.append(f"ETA {duration(now.eta_seconds)}")
-        return headline(self._title, parts, width)
-
-    def _rows(self, width: int) -> Table:
-        now = time.monotonic()
-        columns: list[tuple[str, list[Text]]] = [
-            ("process", [Text(process.name) for process in self._processes]),
-            ("state", [Text(_state(process), _STYLES[process.state]) for process in self._processes]),
-            ("restarts", [_restarts(process) for process in self._processes]),
-            ("pid", [Text(str(process.pid or "–")) for process in self._processes]),
-            ("up", [Text(_up(process, now)) for process in self._processes]),
-            ("log", [Text(_short(process.log), "dim") for process in self._processes]),
-        ]
-        return columns_that_fit(columns, width)
 
 
 def progress_line(now: StageProgress) -> str:
     """Return the progress of a stage in one line."""
     parts = [f"{now.stage} {now.step}/{now.total}", phase(now)]
-    parts += [f"{name} {value}" for name, value in list(figures(now).values())[:6]]
+    shown = [name for name in _LINE_FIGURES if name in now.figures]
+    parts += [f"{_NAMES.get(name, name.replace('_', ' '))} {number(now.figures[name])}" for name in shown[:6]]
     if now.eta_seconds is not None and now.step < now.total:
         parts.append(f"ETA {duration(now.eta_seconds)}")
     return " · ".join(parts)
-
-
-def figures(now: StageProgress) -> dict[str, tuple[str, str]]:
-    """Return, by key, the label and the formatted value of each figure, the most important first."""
-    order = [name for name in _FIRST_FIGURES if name in now.figures]
-    order += [name for name in now.figures if name not in order and not name.startswith(_HIDDEN)]
-    return {name: (_NAMES.get(name, name.replace("_", " ")), number(now.figures[name])) for name in order}
-
-
-def headline(title: str, parts: Sequence[str | Text], width: int) -> Text:
-    """Return title and parts in one line; parent folders are left out of the title if it does not fit."""
-    line = Text(" · ").join([Text(title, style="bold"), *(Text() + part for part in parts)])
-    line.no_wrap = True
-    line.overflow = "ellipsis"
-    if line.cell_len > width and "/" in title:
-        return headline(title.rpartition("/")[2], parts, width)
-    line.truncate(width, overflow="ellipsis")
-    return line
-
-
-def columns_that_fit(columns: Sequence[tuple[str, Sequence[Text]]], width: int) -> Table:
-    """Return a table of the first columns that fit into the width without wrapping.
-
-    Args:
-        columns: names and cells, the most important first.
-        width: in characters.
-    """
-    rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    shown = []
-    left = width
-    for name, cells in columns:
-        # The state changes while it is shown; the width of its column must not.
-        widest = max(len(name), *(len(cell) for cell in cells), 10 if name == "state" else 0)
-        if widest > left:
-            break
-        left -= widest + 2
-        numeric = name in ("restarts", "pid", "up")
-        rows.add_column(name, justify="right" if numeric else "left", min_width=widest, no_wrap=True)
-        shown.append(cells)
-    for row in zip(*shown, strict=True):
-        rows.add_row(*row)
-    return rows
-
-
-def result_figures(result: Mapping[str, object]) -> str:
-    """Return the most important figures of a stage's result in one line."""
-    return ", ".join(
-        f"{name.replace('_', ' ')} {number(float(value))}"
-        for name in _FIRST_RESULTS
-        if isinstance(value := result.get(name), int | float)
-    )
-
-
-def number(value: float) -> str:
-    """Return a figure in a few characters: 1,234 · 12.3 · 0.0123 · 1.2e-06."""
-    size = abs(value)
-    if size >= 1_000:
-        return f"{value:,.0f}"
-    if size >= 0.001 or size == 0:
-        return f"{value:.3g}"
-    return f"{value:.1e}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as 0:07, 12:30 or 3:05:00."""
-    minutes, rest = divmod(int(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def phase(now: StageProgress) -> str:
-    """Return the current phase of a stage, and what it does or waits for."""
-    text = f"{now.phase}: {now.doing}" if now.doing else now.phase
-    if now.waiting_for:
-        text += f" for {now.waiting_for}" if now.phase == "wait" else f", waiting for {now.waiting_for}"
-    return text
-
-
-def _figures_line(now: StageProgress, width: int) -> Text:
-    line = Text(no_wrap=True, overflow="ellipsis")
-    line.append(phase(now), style="cyan")
-    if now.since and now.phase != "done":
-        line.append(f" {max(0.0, time.time() - now.since):.0f} s", style="dim")
-    line.truncate(width, overflow="ellipsis")
-    second = Text(no_wrap=True)
-    for name, value in figures(now).values():
-        piece = f"{name} {value}"
-        if second.cell_len + len(piece) + 3 > width:
-            break
-        second.append("   " if second.cell_len else "")
-        second.append(f"{name} ", style="dim").append(value, style="bold")
-    return Text("\n").join([line, second]) if second.cell_len else line
-
-
-def _state(process: ChildProcess) -> str:
-    # Without a probe it is not known whether the process is ready.
-    if process.state is State.READY and process.spec.probe is None:
-        return "running"
-    return process.state.value
-
-
-def _restarts(process: ChildProcess) -> Text:
-    return Text(str(process.restarts), "red" if process.restarts else "dim")
-
-
-def _up(process: ChildProcess, now: float) -> str:
-    return duration(now - process.started_at) if process.pid else "–"
-
-
-def _short(path: Path) -> str:
-    """Return the path relative to the current directory, if it is inside."""
-    with contextlib.suppress(ValueError):
-        return str(path.absolute().relative_to(Path.cwd()))
-    return str(path)
 
 
 def leave_closed_terminal() -> None:

@@ -19,8 +19,8 @@ from fairlead.config import RunConfig, RunFolder
 from fairlead.data import sources
 from fairlead.data.hub import may_be_hub_id
 from fairlead.data.records import heldout_names
+from fairlead.report.run_record import RunRecord
 from trainer import lineage
-from trainer.run_record import RunRecord
 
 ModelKind = Literal["policy", "reward model"]
 

@@ -12,11 +12,11 @@ from fairlead.data.records import load_preferences, load_prompts
 from fairlead.errors import FairleadError
 from fairlead.nn import adapters
 from fairlead.nn.ensemble import FILE as ENSEMBLE
+from fairlead.report.run_record import RunRecord
 from trainer.export import card, code
 from trainer.export.card import Card
 from trainer.export.policy import ExportedPolicy
 from trainer.export.reward import ExportedRewardModel
-from trainer.run_record import RunRecord
 
 
 def policy_card(config: RunConfig, folder: RunFolder, record: RunRecord, found: ExportedPolicy) -> Card:

@@ -19,9 +19,10 @@ from fairlead.config import RunConfig, RunFolder, load
 from fairlead.config.base import ComputeSection, DType
 from fairlead.errors import ConfigError, FairleadError
 from fairlead.nn.loading import torch_dtype, weights_digest
-from trainer import durable, run_record
+from fairlead.report import run_record
+from fairlead.report.run_record import RunRecord
+from trainer import durable
 from trainer.export import card, cards, policy, reward
-from trainer.run_record import RunRecord
 
 RECORD = "export.json"
 """Marks a folder as an export: says what it holds, with the SHA-256 of every file."""

@@ -158,7 +158,7 @@ class Guard:
             raise CorruptCheckpoint(f"the checkpoint has an invalid guard: {error!r}") from error
 
     def _judge_signal(self, signal: str, value: float, update: int) -> None:
-        level, limit = self._level(signal, value)
+        level, limit = self._section.judge(signal, value)
         if self._metrics is not None:
             self._metrics.guard.labels(signal=signal).set(LEVELS.index(level))
         if level == self._levels.get(signal, "quiet"):
@@ -174,22 +174,6 @@ class Guard:
         logger.log(logging.ERROR if level == "stop" else logging.WARNING, "guard: %s", alert)
         if level == "stop" and self._section.action == "stop" and self._stop is None:
             self._stop = alert
-
-    def _level(self, signal: str, value: float) -> tuple[str, float | None]:
-        """Return the level of a value and the limit that it crossed.
-
-        The limit is None if it crossed none, and for a value that is not finite, which is a reason to stop.
-        """
-        if not math.isfinite(value):
-            return "stop", None
-        for level in ("stop", "warn"):
-            low = getattr(self._section, f"{signal}_{level}_below", None)
-            high = getattr(self._section, f"{signal}_{level}_above", None)
-            if low is not None and value < low:
-                return level, low
-            if high is not None and value > high:
-                return level, high
-        return "quiet", None
 
 
 def read_quantiles(result: Path) -> tuple[float, float] | None:

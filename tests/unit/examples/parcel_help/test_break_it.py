@@ -10,7 +10,7 @@ import pytest
 
 from examples.parcel_help import break_it, figures, gold, methods, picture
 from fairlead.config import RunConfig, load
-from trainer import run_record
+from fairlead.report import run_record
 
 PROMPT = "my lamp was charged twice ."
 # Gold 0.2, 1.8, 1.0, 0.4 − 0.6, −1.2: two good updates, then it falls; the score rises throughout.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fairlead.config import RunFolder
+from fairlead.local.numbers import duration, number
 from fairlead.local.process import ChildProcess, ProcessSpec, State
-from fairlead.local.run_files import read_progress
-from fairlead.local.view import View, duration, number
+from fairlead.local.run_files import read_progress, write_record
+from fairlead.local.view import View
 
 FIGURES = {"reward": 1.2345, "kl": 0.00004, "tokens_per_second": 12345.6, "seconds_wait": 1.0, "entropy": 3.5}
 
@@ -52,21 +55,25 @@ def view(folder: Path, **changes: object) -> View:
         "waiting_for": "8 of 256 tasks of update 12: 3072, 3073, 3074, 3075, 3076, …",
         "eta_seconds": 75.0,
     }
-    path = folder / "progress.json"
-    path.write_text(json.dumps(now | changes))
+    run = RunFolder(folder)
+    run.progress.write_text(json.dumps(now | changes))
     processes = []
     for name in ("valkey", "trainer", "rollout-worker-0"):
         spec = ProcessSpec(name=name, command=(sys.executable,))
-        processes.append(ChildProcess(spec, log=folder / "logs" / f"{name}.log", environment={}))
+        processes.append(ChildProcess(spec, log=run.log(name), environment={}))
     processes[0].mark_ready()
     processes[2].state = State.BACKOFF
     processes[2].starts = 3
-    return View("runs/quickstart · ppo", stage="ppo", path=path, processes=processes)
+    stage = str((now | changes)["stage"])
+    write_record(run.supervisor, processes, stage=stage, started=time.time() - 60, outcome=None)
+    found = View(run, stage=stage)
+    asyncio.run(found.read_status())
+    return found
 
 
-def drawn(of: View, width: int) -> list[str]:
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(of.render(width))
+def drawn(of: View, width: int, height: int = 40) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=False)
+    console.print(of.render(console))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
@@ -75,36 +82,39 @@ def drawn(of: View, width: int) -> list[str]:
 def test_view_fits_the_terminal(tmp_path: Path, width: int):
     lines = drawn(view(tmp_path), width)
     assert max(len(line) for line in lines) <= width
-    # Headline, bar, phase, figures, table header and a row per process: no line wraps.
-    assert len(lines) == 8
-    assert [line.split()[0] for line in lines[-3:]] == ["valkey", "trainer", "rollout-worker-0"]
+    assert [line.split()[0] for line in lines[-3:]] == ["rollout-worker-0", "trainer", "valkey"]
+    assert "12 of 24" in "".join(lines[:2])
+    assert "ETA 1:15" in "".join(lines[:3])
+    assert any(line.startswith("✗ rollout-worker-0 is restarting, 2") for line in lines)
 
 
-def test_view_shows_the_most_important_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
+def test_view_shows_the_most_important_figures(tmp_path: Path):
     text = "\n".join(drawn(view(tmp_path), 120))
-    assert "runs/quickstart · ppo · update 12 of 24 · 0:00 · ETA 1:15" in text
-    assert "wait for 8 of 256 tasks of update 12" in text
-    assert "reward 1.23   KL 4.0e-05   tokens/s 12,346   entropy 3.5" in text
+    assert f"{tmp_path} · running · ppo · update 12 of 24 · 0:00 · ETA 1:15" in text
+    # The tasks that are missing follow only when the wait is long.
+    assert "wait for 8 of 256 tasks of update 12 · 0:03" in text
+    assert "reward        1.23" in text
     assert "seconds wait" not in text
-    row = next(line for line in text.splitlines() if line.startswith("rollout-worker-0"))
-    assert row.split() == ["rollout-worker-0", "restarting", "2", "–", "–", "logs/rollout-worker-0.log"]
 
 
-def test_log_column_is_left_out_if_it_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    assert drawn(view(tmp_path), 80)[4].split() == ["process", "state", "restarts", "pid", "up", "log"]
-    assert drawn(view(tmp_path), 60)[4].split() == ["process", "state", "restarts", "pid", "up"]
-    assert drawn(view(tmp_path), 40)[4].split() == ["process", "state", "restarts"]
+def test_low_terminal_shows_the_processes_that_are_not_well(tmp_path: Path):
+    lines = drawn(view(tmp_path), 80, height=18)
+    assert lines[-2].split()[:2] == ["rollout-worker-0", "restarting"]
+    assert lines[-1] == "and 2 more"
 
 
 def test_line_before_the_first_progress_names_waiting_processes(tmp_path: Path):
     quiet = view(tmp_path, stage="sft")
+    (tmp_path / "progress.json").unlink()
+    quiet = View(RunFolder(tmp_path), stage="sft")
+    assert quiet.line() == "starting"
+    asyncio.run(quiet.read_status())
     assert quiet.line() == "starting, waiting for trainer, rollout-worker-0"
     assert "starting" in drawn(quiet, 80)[0]
 
 
 def test_line_of_a_phase_without_steps_names_what_is_done(tmp_path: Path):
+    doing = "scoring demonstrations, 256 of 2,048"
     changes = {
         "stage": "reward_model",
         "step": 24,
@@ -112,9 +122,7 @@ def test_line_of_a_phase_without_steps_names_what_is_done(tmp_path: Path):
         "waiting_for": None,
         "eta_seconds": None,
     }
-    doing = "scoring demonstrations, 256 of 2,048"
     found = view(tmp_path, **changes, doing=doing)
-    found = View("r", stage="reward_model", path=tmp_path / "progress.json", processes=[])
     assert found.line().startswith(f"reward_model 24/24 · evaluate: {doing} · reward 1.23")
     assert f"evaluate: {doing}" in "\n".join(drawn(found, 120))
 
@@ -122,6 +130,13 @@ def test_line_of_a_phase_without_steps_names_what_is_done(tmp_path: Path):
 def test_line_of_a_finished_run_has_no_eta(tmp_path: Path):
     line = view(tmp_path, step=24, phase="done", waiting_for=None, eta_seconds=0.0).line()
     assert line == "ppo 24/24 · done · reward 1.23 · KL 4.0e-05 · tokens/s 12,346 · entropy 3.5"
+
+
+def test_figure_that_is_not_finite_is_shown(tmp_path: Path):
+    # In JSON it is null; the run still has progress.
+    found = view(tmp_path, figures=FIGURES | {"kl": None})
+    assert "KL nan" in found.line()
+    assert any(line.split()[:4] == ["reward", "1.23", "KL", "nan"] for line in drawn(found, 80))
 
 
 @pytest.mark.parametrize(

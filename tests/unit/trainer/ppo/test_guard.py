@@ -112,9 +112,8 @@ def test_signals_at_their_limits(changed: dict[str, float], signal: str, value: 
     found = signals.values(FIRST | changed, FIRST)
     assert tuple(found) == signals.SIGNALS
     assert found[signal] == pytest.approx(value)
-    guard = Guard(GuardSection())
-    assert guard._level(signal, found[signal])[0] == level
-    others = {name: guard._level(name, found[name])[0] for name in found if name != signal}
+    assert GuardSection().judge(signal, found[signal])[0] == level
+    others = {name: GuardSection().judge(name, found[name])[0] for name in found if name != signal}
     assert set(others.values()) == {"quiet"}
 
 

@@ -1,20 +1,14 @@
-"""`python -m trainer.sampling_report FOLDER`: the picture of `fairlead best-of-n` or `compare`, as
-report.html.
-
-Reads the folder's report.json only.
-"""
+"""The page of `fairlead best-of-n` or `compare`: a chart of its figures, as report.html."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fairlead.config.saving import replace_text
-from trainer import charts
-from trainer.page import Headline, Page, PageSection, Picture, render
+from fairlead.report import charts
+from fairlead.report.page import Headline, Page, PageSection, Picture, render
 
 
 def best_of_n(figures: Mapping[str, Any]) -> Page:
@@ -25,7 +19,7 @@ def best_of_n(figures: Mapping[str, Any]) -> Page:
     curves = {name: (x, [row[key] for row in rows]) for key, name in names.items() if key in rows[0]}
     picture = Picture(
         title="Score of the best of n",
-        source=charts.lines(curves, x_label="log n − (n−1)/n, nats"),
+        chart=charts.lines(curves, x_label="log n − (n−1)/n, nats"),
         caption="Where gold falls while the reward rises, more answers exploit errors of the reward.",
         wide=True,
     )
@@ -46,7 +40,7 @@ def compare(figures: Mapping[str, Any]) -> Page:
     }
     picture = Picture(
         title="Win rate of A",
-        source=charts.bars(groups, x_label="share of comparisons, ties half", limit=1.0, mark=0.5, wide=True),
+        chart=charts.bars(groups, x_label="share of comparisons, ties half", limit=1.0, mark=0.5, wide=True),
         caption=f"A: {figures['a']}. B: {figures['b']}. Judge: {figures['judge']}.",
         wide=True,
     )
@@ -57,14 +51,7 @@ def compare(figures: Mapping[str, Any]) -> Page:
     return Page("Comparison of two policies", counts, (headline,), (PageSection("Win rate", "", (picture,)),))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page; return the exit code."""
-    [folder] = map(Path, argv if argv is not None else sys.argv[1:])
-    figures = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+def write(folder: Path, figures: Mapping[str, Any]) -> None:
+    """Write report.html of the figures of `best-of-n` or `compare`."""
     page = best_of_n(figures) if "best_of_n" in figures else compare(figures)
     replace_text(folder / "report.html", render(page))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -6,16 +6,15 @@ A report can be written at any time, so a missing file counts as empty. Knows fi
 from __future__ import annotations
 
 import json
+import math
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fairlead.config import RunFolder
-
-Row = Mapping[str, Any]
-"""One JSON object."""
+from fairlead.local.json_lines import JsonLines, Row
 
 QUEUE_FIGURES = ("tasks_dispatched", "tasks_trained", "tasks_duplicated", "tasks_lost", "dead_letters")
 """Keys of the balance of the queue in `result_ppo.json`."""
@@ -50,6 +49,8 @@ class RunRecord:
     data."""
     guard: Row = field(default_factory=dict)
     """`[guard]` of the run's configuration; empty if it is not known."""
+    steps: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    """Loss and accuracy of every step of `sft` and `reward_model`, by stage."""
 
     @property
     def queue(self) -> dict[str, int]:
@@ -84,25 +85,64 @@ class RunRecord:
         return dict(sorted(spent.items(), key=lambda item: -item[1]))
 
 
+_ENDS = 512
+
+
+class RecordReader:
+    """Reads the record of one run again and again; files that grow are read from where they ended."""
+
+    def __init__(self, folder: RunFolder, *, all_samples: bool = True) -> None:
+        """
+        Args:
+            folder: of the run.
+            all_samples: keep the samples of all updates instead of those of the first and the last ones.
+        """
+        self._folder = folder
+        self._updates = JsonLines(folder.metrics("ppo"), keep=_numbered)
+        self._samples = JsonLines(folder.rollout_samples, ends=None if all_samples else _ENDS)
+        self._preference = JsonLines(folder.metrics("preference"))
+        self._phases = JsonLines(folder.phases, keep=_phase_of_ppo)
+        self._steps = {
+            stage: JsonLines(folder.metrics(stage), keep=_step) for stage in ("sft", "reward_model")
+        }
+
+    def stamp(self) -> tuple[tuple[int, int], ...]:
+        """Return what changes when a file of the record does."""
+        folder = self._folder
+        stages = ("sft", "reward_model", "preference", "ppo")
+        paths = [folder.phases, folder.rollout_samples, folder.config, folder.result("evaluation")]
+        paths += [path for stage in stages for path in (folder.metrics(stage), folder.result(stage))]
+        found = []
+        for path in paths:
+            try:
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size))
+            except OSError:
+                found.append((0, 0))
+        return tuple(found)
+
+    def read(self) -> RunRecord:
+        """Read all files that exist; lines cut short by a crash are skipped."""
+        folder = self._folder
+        return RunRecord(
+            name=folder.root.resolve().name,
+            sft=_object(folder.result("sft")),
+            reward_model=_object(folder.result("reward_model")),
+            ppo=_object(folder.result("ppo")),
+            evaluation=_object(folder.result("evaluation")),
+            updates=tuple(self._updates.read()),
+            rollout_samples=tuple(self._samples.read()),
+            preference=_object(folder.result("preference")),
+            preference_steps=tuple(self._preference.read()),
+            guard=_settings(folder.config).get("guard", {}),
+            phases=tuple(self._phases.read()),
+            steps={stage: tuple(lines.read()) for stage, lines in self._steps.items()},
+        )
+
+
 def read(folder: RunFolder) -> RunRecord:
-    """Read all files that exist; lines cut short by a crash are skipped."""
-    return RunRecord(
-        name=folder.root.resolve().name,
-        sft=_object(folder.result("sft")),
-        reward_model=_object(folder.result("reward_model")),
-        ppo=_object(folder.result("ppo")),
-        evaluation=_object(folder.result("evaluation")),
-        updates=tuple(_numbered(row) for row in _rows(folder.metrics("ppo"))),
-        rollout_samples=tuple(_rows(folder.rollout_samples)),
-        preference=_object(folder.result("preference")),
-        preference_steps=tuple(_rows(folder.metrics("preference"))),
-        guard=_settings(folder.config).get("guard", {}),
-        phases=tuple(
-            row
-            for row in _rows(folder.phases)
-            if row.get("stage") == "ppo" and _is_number(row.get("start")) and _is_number(row.get("end"))
-        ),
-    )
+    """Read the record of a run once."""
+    return RecordReader(folder).read()
 
 
 def joined(records: Sequence[RunRecord]) -> RunRecord:
@@ -149,19 +189,16 @@ def _object(path: Path) -> Row:
     return value if isinstance(value, dict) else {}
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError:
-        return
-    for line in content.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            yield value
+def _phase_of_ppo(row: Row) -> Row | None:
+    known = row.get("stage") == "ppo" and _is_number(row.get("start")) and _is_number(row.get("end"))
+    return row if known else None
+
+
+def _step(row: Row) -> Row | None:
+    if not _is_number(row.get("step")):
+        return None
+    return {name: row[name] for name in ("step", "loss", "accuracy", "member") if row.get(name) is not None}
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
