@@ -79,7 +79,7 @@ def audit(
         tensors=not skip_tensors,
     )
     if task is not None:
-        _show_task(history, task, as_json=as_json)
+        _show_task(history, task, _traces(history, task, settings), as_json=as_json)
     elif as_json:
         typer.echo(json.dumps(report.as_dict(), indent=2))
     else:
@@ -162,16 +162,34 @@ def _incarnations(report: Report) -> Table:
     return table
 
 
-def _show_task(history: History, task: int, *, as_json: bool) -> None:
+def _traces(history: History, task: int, settings: RunConfig | None) -> dict[str, str]:
+    """Return the trace of each sending that an outcome closed, if the run records one."""
+    from fairlead.tracing.context import of_task
+
+    if settings is None or not settings.observe.otlp_endpoint:
+        return {}
+    one_in = settings.observe.trace_one_in
+    sendings = sorted({line.sending for line in history.snapshot.outcomes if line.task == task})
+    found = {sending: of_task(settings.name, task, sending, one_in=one_in) for sending in sendings}
+    return {
+        f"{incarnation}.{number}": f"{context.trace_id:032x}"
+        for (incarnation, number), context in found.items()
+        if context.is_sampled
+    }
+
+
+def _show_task(history: History, task: int, traces: dict[str, str], *, as_json: bool) -> None:
     events = history.of_task(task)
     if as_json:
         life = [{"time": event.time or None, "what": event.text} for event in events]
-        typer.echo(json.dumps({"task": task, "life": life}, indent=2))
+        typer.echo(json.dumps({"task": task, "life": life, "traces": traces}, indent=2))
         return
     say(f"task {task}", bold=True)
     for event in events:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time)) if event.time else " " * 19
         typer.echo(f"{at}  {event.text}")
+    for sending, trace in traces.items():
+        typer.echo(f"{' ' * 19}  trace of sending {sending}: {trace}")
 
 
 def _queue_reader(

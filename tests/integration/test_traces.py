@@ -114,6 +114,14 @@ def test_trace_follows_a_task_from_dispatch_to_swap(tmp_path: Path):
         check=True,
         env={"COLUMNS": "120", "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
     ).stdout
+    task = next(task for task, each in ids.items() if each.is_sampled)
+    audited = subprocess.run(
+        [sys.executable, "-m", "fairlead.cli", "audit", str(run.folder.root), "--task", str(task), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert json.loads(audited)["traces"] == {"1.1": f"{ids[task].trace_id:032x}"}
     names = [line.strip().removeprefix("⇢ ").split()[0] for line in shown.splitlines()[2:]]
     order = [
         names.index(name) for name in ("dispatch", "claim", "generate", "finish", "train", "publish", "swap")

@@ -44,14 +44,26 @@ print(json.dumps({"status": run.info.status, "rewards": rewards, **data}))
 """
 
 WANDB = """
-import json, sys
+import json, struct, sys
+from pathlib import Path
 from wandb.proto.wandb_internal_pb2 import Record
-from wandb.sdk.internal.datastore import DataStore
-store = DataStore()
-store.open_for_scan(sys.argv[1])
+
+def records(content):
+    # LevelDB's log format, after a header of 7 bytes that counts as a part of the first block of 32 KiB.
+    at, parts = 7, b""
+    while at + 7 <= len(content):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
+        parts += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield Record.FromString(parts)
+            parts = b""
+
 found = {"rewards": [], "id": "", "config": {}}
-while (data := store.scan_data()) is not None:
-    record = Record.FromString(data)
+for record in records(Path(sys.argv[1]).read_bytes()):
     if record.HasField("run"):
         found["id"], found["group"] = record.run.run_id, record.run.run_group
         found["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
