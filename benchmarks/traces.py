@@ -29,6 +29,7 @@ from fairlead.tracing import stored
 UPDATES = 12
 _LOOPS = 500
 _SPANS_OF_TASK = 7
+_PROCESSES = 5
 TURNS = 3
 AT_MOST = 1.02
 
@@ -46,11 +47,14 @@ class _Run:
 def run(settings: Settings) -> dict[str, Result]:
     """Measure seconds of an update and CPU seconds per update."""
     try:
-        from fairlead.tracing.sink import receiving
+        import opentelemetry.exporter.otlp.proto.http  # noqa: F401
     except ModuleNotFoundError:
         raise ConfigError(
             "benchmarks traces", got="no OpenTelemetry", allowed="pip install 'fairlead-rlhf[otel]'"
         ) from None
+    from fairlead.tracing.export import EVERY_SECONDS
+    from fairlead.tracing.sink import receiving
+
     source = quickstart.ensure(settings.source)
     extra: dict[str, object] = {"ppo.updates": 2 if settings.quick else UPDATES}
     if settings.quick:
@@ -70,10 +74,13 @@ def run(settings: Settings) -> dict[str, Result]:
         spans = len(stored.read(file))
     updates = sum(len(each.seconds) + 1 for each in traced)
     print(f"spans: {spans / updates:.1f} per update", file=sys.stderr)
+    for name, found in (("traced", traced), ("plain", plain)):
+        print(f"CPU-s/update, {name}:", *(f"{each.cpu_seconds:.3f}" for each in found), file=sys.stderr)
     what = "the same PPO without traces"
     plain_cpu = statistics.median(each.cpu_seconds for each in plain)
     tasks = quickstart.config(quickstart.settings(source, source, "tasks", extra)).ppo.tasks_per_update
-    cost = _cpu_of_traces(spans / updates, tasks)
+    exports = _PROCESSES * max(1.0, _median(plain) / EVERY_SECONDS)
+    cost = _cpu_of_traces(spans / updates, tasks, exports)
     return {
         "traces_computed": Result(plain_cpu + cost, "CPU-s/update", plain_cpu, what, at_most=AT_MOST),
         "traces_wall": Result(_median(traced), "s/update", _median(plain), what, at_most=AT_MOST),
@@ -87,8 +94,14 @@ def run(settings: Settings) -> dict[str, Result]:
     }
 
 
-def _cpu_of_traces(spans: float, tasks: int) -> float:
-    """Return the CPU seconds for recording and sending spans, and for as many tasks that are not sampled."""
+def _cpu_of_traces(spans: float, tasks: int, exports: float) -> float:
+    """Return the CPU seconds of an update's traces.
+
+    Args:
+        spans: recorded and sent.
+        tasks: not sampled.
+        exports: requests to the backend.
+    """
     command = [
         sys.executable,
         "-m",
@@ -115,10 +128,27 @@ def _cpu_of_traces(spans: float, tasks: int) -> float:
                 for number in range(_LOOPS):
                     _task(number)
                 unsampled = (time.process_time() - begun) / _LOOPS
+            export = _cpu_of_export(address)
         finally:
             receiver.terminate()
-    print(f"CPU: {recorded * 1e6:.0f} us a span, {unsampled * 1e6:.0f} us a task without", file=sys.stderr)
-    return spans * recorded + tasks * unsampled
+    print(
+        f"CPU: {recorded * 1e6:.0f} us a span, {export * 1e3:.1f} ms an export, {unsampled * 1e6:.0f} us a "
+        "task that is not sampled",
+        file=sys.stderr,
+    )
+    return spans * recorded + tasks * unsampled + exports * export
+
+
+def _cpu_of_export(address: str) -> float:
+    """Return the CPU seconds of a request with no spans."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    exporter = OTLPSpanExporter(endpoint=f"{address}/v1/traces")
+    exporter.export([])
+    begun = time.process_time()
+    for _ in range(_LOOPS):
+        exporter.export([])
+    return (time.process_time() - begun) / _LOOPS
 
 
 def _task(number: int) -> None:
