@@ -74,8 +74,8 @@ def run(settings: Settings) -> dict[str, Result]:
         spans = len(stored.read(file))
     updates = sum(len(each.seconds) + 1 for each in traced)
     print(f"spans: {spans / updates:.1f} per update", file=sys.stderr)
-    for name, found in (("traced", traced), ("plain", plain)):
-        print(f"CPU-s/update, {name}:", *(f"{each.cpu_seconds:.3f}" for each in found), file=sys.stderr)
+    for name, runs in (("traced", traced), ("plain", plain)):
+        print(f"CPU-s/update, {name}:", *(f"{each.cpu_seconds:.3f}" for each in runs), file=sys.stderr)
     what = "the same PPO without traces"
     plain_cpu = statistics.median(each.cpu_seconds for each in plain)
     tasks = quickstart.config(quickstart.settings(source, source, "tasks", extra)).ppo.tasks_per_update
