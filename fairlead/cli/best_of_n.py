@@ -97,19 +97,19 @@ def best_of_n(  # noqa: PLR0913, PLR0917 - a flag each
     )
     if is_function(policy):
         fail(f"--policy: got {policy!r}, allowed: HOST:PORT, or a folder or hub id of a model")
-    rewards = {"reward": reward} | ({"gold": gold} if gold else {})
+    rewards = {"score": ("--reward", reward)} | ({"gold": ("--gold", gold)} if gold else {})
     try:
         with ExitStack() as stack:
             enter = stack.enter_context
             functions = {
-                flag: enter(closing(FunctionScorer(named, field=f"--{flag}")))
-                for flag, named in rewards.items()
+                key: enter(closing(FunctionScorer(named, field=flag)))
+                for key, (flag, named) in rewards.items()
                 if is_function(named)
             }
             policies = enter(serving("policy", policy, ready_seconds=timeout_seconds))
             scorers = {
-                flag: functions.get(flag) or enter(serving("reward", named, ready_seconds=timeout_seconds))
-                for flag, named in rewards.items()
+                key: functions.get(key) or enter(serving("reward", named, ready_seconds=timeout_seconds))
+                for key, (_, named) in rewards.items()
             }
             found, versions = asyncio.run(
                 _sample(
@@ -149,7 +149,7 @@ async def _sample(
 ) -> tuple[list[dict[str, Any]], dict[str, object]]:
     """Return a line with its scored answers for each prompt, and what they were made by.
 
-    Policies are addresses; `rewards` has functions or addresses by their flags, `reward` and `gold`.
+    Policies are addresses; `rewards` has functions or addresses by the keys of their scores.
     """
     import dataclasses
 
@@ -160,12 +160,10 @@ async def _sample(
         enter = stack.enter_async_context
         policy = await enter(policy_at(policies, timeout_seconds=timeout_seconds))
         scorers = {
-            {"reward": "score"}.get(flag, flag): await enter(
-                scorer_at(found, timeout_seconds=timeout_seconds)
-            )
+            key: await enter(scorer_at(found, timeout_seconds=timeout_seconds))
             if isinstance(found, list)
             else found
-            for flag, found in rewards.items()
+            for key, found in rewards.items()
         }
 
         async def work(one: Asked) -> Mapping[str, object]:

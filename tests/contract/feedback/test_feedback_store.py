@@ -142,7 +142,7 @@ def test_a_store_is_opened_again_and_a_newer_one_refused(
     assert again.store.subject("x") == world.store.subject("x")
     with world.store._database.writing() as connection:
         connection.run("INSERT INTO schema_version (version, applied) VALUES (999, 'later')")
-    with pytest.raises(SchemaTooNew, match="schema version 999, this program reads up to 5"):
+    with pytest.raises(SchemaTooNew, match=r"schema version 999, this program reads up to \d+"):
         open_store(place[0])
 
 
