@@ -40,7 +40,7 @@ def check(service: Service, project: Project, person: Person) -> None:
     """Check that a person may take tasks of a project.
 
     Raises:
-        PermissionDenied: they have to pass the quiz first, or a lead lets them go on.
+        PermissionDenied: they have to pass the quiz first, or a lead lets them continue.
     """
     if why := why_not(service, project, person):
         raise PermissionDenied(

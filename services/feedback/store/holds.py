@@ -70,7 +70,7 @@ class Holds:
             )
 
     def release(self, project: str, person: str) -> None:
-        """Let a person go on. What they answered before does not count any more."""
+        """Let a person continue. What they answered before does not count any more."""
         with self._context.database.writing() as connection:
             connection.run(
                 """
