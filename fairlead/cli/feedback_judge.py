@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -18,8 +18,11 @@ from fairlead.cli.output import TimeoutSeconds, fail, say, with_examples
 if TYPE_CHECKING:
     from fairlead.cli.judges import Speaker
     from fairlead.cli.judging import Judged, TaskJudge
+    from fairlead.cli.revising import TaskReviser
     from fairlead.feedback_client import FeedbackClient
     from fairlead.feedback_client.client import Task
+
+Found = TypeVar("Found")
 
 HELP = with_examples(
     "Let a language model rank the answers of tasks, as a labeler of the kind judge. It reads every two "
@@ -27,12 +30,15 @@ HELP = with_examples(
     "tie, and a task with a reply that cannot be read is skipped. Each judgment records the model, the "
     "digest of the rubric, the principle that was drawn, and all replies. It ends when there is nothing to "
     "do.\n\n"
+    "With --revise it writes demonstrations in place of rankings, for tasks of the kinds write and edit: a "
+    "critique of an answer by the principle, and a revision, which is handed in with both.\n\n"
     "The key of a judge is in FAIRLEAD_API_KEY, that of the endpoint in OPENAI_API_KEY. A share of its tasks "
     "goes to people, too, and the service pauses a judge that agrees with them too little "
     "(docs/feedback.md).",
     "fairlead feedback judge rubric.md --address h:8400 --endpoint https://api.openai.com/v1 --model gpt-5",
     "fairlead feedback judge rubric.md --address 127.0.0.1:8400 --policy 127.0.0.1:5001 --handle judge-1 "
     "--constitution principles.txt --limit 100",
+    "fairlead feedback judge rubric.md --address h:8400 --policy h:5001 --constitution c.txt --revise",
 )
 _SHOWN_EVERY_SECONDS = 5.0
 _QUOTED = 300
@@ -44,6 +50,8 @@ class Summary:
 
     judged: int = 0
     """Rankings handed in."""
+    revised: int = 0
+    """Demonstrations handed in."""
     skipped: int = 0
     """Tasks skipped, since a reply could not be read."""
     late: int = 0
@@ -73,7 +81,8 @@ class Summary:
 
     def __str__(self) -> str:
         late = f", {self.late} of them late" if self.late else ""
-        found = f"{self.judged} judged{late}, {self.skipped} skipped"
+        done = f"{self.revised} revised" if self.revised else f"{self.judged} judged"
+        found = f"{done}{late}, {self.skipped} skipped"
         if self.comparisons:
             found += (
                 f"; of {self.comparisons} pairs {self.consistent / self.comparisons:.1%} the same in both "
@@ -102,6 +111,9 @@ def judge(  # noqa: PLR0913, PLR0917 - a flag each
             "--constitution", metavar="FILE", help="Principles, a line each; one is drawn for each task."
         ),
     ] = None,
+    revise: Annotated[
+        bool, typer.Option("--revise", help="Write demonstrations; needs --constitution.")
+    ] = False,
     handle: Annotated[
         str,
         typer.Option("--handle", help="Name to work under, on the service's own machine without API keys."),
@@ -122,41 +134,51 @@ def judge(  # noqa: PLR0913, PLR0917 - a flag each
         )
     if bool(model) != bool(endpoint):
         fail("--model: allowed with, and needed for, --endpoint")
+    if revise and constitution is None:
+        fail("--revise: allowed with --constitution, by which answers are criticised")
     read = rubric_of(rubric, constitution)
     with client_of(address) as client:
         _sign_in(client, handle)
 
         async def work() -> None:
             from fairlead.cli.judging import TaskJudge
+            from fairlead.cli.revising import TaskReviser
 
             async with _speaker(endpoint, model, policy, (max_new_tokens, timeout_seconds)) as speaker:
-                await run(client, TaskJudge(speaker, read), project=project, limit=limit)
+                worker = TaskReviser(speaker, read) if revise else TaskJudge(speaker, read)
+                await run(client, worker, project=project, limit=limit)
 
         asyncio.run(work())
 
 
 async def run(
     client: FeedbackClient,
-    judge: TaskJudge,
+    judge: TaskJudge | TaskReviser,
     *,
     project: str | None,
     limit: int | None,
     show: Callable[[str], None] = typer.echo,
 ) -> Summary:
-    """Judge tasks until there is nothing to do; show progress and, however it ends, a summary.
+    """Judge or revise until there is nothing to do; show progress and, however it ends, a summary.
 
     Raises:
         PermissionDenied: the judge is paused.
         FairleadError: the model or the service cannot be asked.
     """
+    from fairlead.cli.judging import TaskJudge
+
     summary = Summary()
+    kinds = ("rank", "pair") if isinstance(judge, TaskJudge) else ("write", "edit")
     shown = time.monotonic()
     try:
-        while limit is None or summary.judged + summary.skipped < limit:
-            task = client.next(project=project, kinds=("rank", "pair"))
+        while limit is None or summary.judged + summary.revised + summary.skipped < limit:
+            task = client.next(project=project, kinds=kinds)
             if task is None:
                 break
-            await _one(client, judge, task, summary)
+            if isinstance(judge, TaskJudge):
+                await _one(client, judge, task, summary)
+            else:
+                await _revision(client, judge, task, summary)
             if time.monotonic() - shown > _SHOWN_EVERY_SECONDS:
                 say(str(summary), err=True, dim=True)
                 shown = time.monotonic()
@@ -167,7 +189,8 @@ async def run(
 
 async def _one(client: FeedbackClient, judge: TaskJudge, task: Task, summary: Summary) -> None:
     started = time.monotonic()
-    found = await _while_renewing(client, judge, task)
+    asked = judge.judge(task.assignment, _prompt_of(task), task.answers)
+    found = await _while_renewing(client, task, asked)
     summary.add(found)
     if found.ranks is None:
         unreadable = [
@@ -186,14 +209,32 @@ async def _one(client: FeedbackClient, judge: TaskJudge, task: Task, summary: Su
     summary.late += receipt.late
 
 
-async def _while_renewing(client: FeedbackClient, judge: TaskJudge, task: Task) -> Judged:
+async def _revision(client: FeedbackClient, reviser: TaskReviser, task: Task, summary: Summary) -> None:
+    started = time.monotonic()
+    asked = reviser.revise(task.assignment, _prompt_of(task), task.answers)
+    found = await _while_renewing(client, task, asked)
+    if found.revision is None:
+        note = f"{reviser.speaker.version}: nothing to revise, or no answer in {found.reply[-_QUOTED:]!r}"
+        client.skip(task.assignment, "other", note=note)
+        summary.skipped += 1
+        return
+    seconds, details = time.monotonic() - started, reviser.details(found)
+    receipt = client.write(task.assignment, found.revision, base=found.base, details=details, seconds=seconds)
+    summary.revised += 1
+    summary.late += receipt.late
+
+
+def _prompt_of(task: Task) -> str:
+    """Return a conversation as lines of `role: content`; plain text is a single turn."""
+    plain = len(task.prompt) == 1 and task.prompt[0].role == "text"
+    return "\n".join(turn.content if plain else f"{turn.role}: {turn.content}" for turn in task.prompt)
+
+
+async def _while_renewing(client: FeedbackClient, task: Task, asked: Coroutine[Any, Any, Found]) -> Found:
     """Return what the model says, and keep the lease meanwhile."""
     from fairlead.errors import Conflict
 
-    # A conversation as lines of `role: content`; plain text is a single turn.
-    plain = len(task.prompt) == 1 and task.prompt[0].role == "text"
-    lines = (turn.content if plain else f"{turn.role}: {turn.content}" for turn in task.prompt)
-    working = asyncio.create_task(judge.judge(task.assignment, "\n".join(lines), task.answers))
+    working = asyncio.create_task(asked)
     seconds = max(0.1, task.seconds)
     try:
         while not (await asyncio.wait([working], timeout=seconds / 3))[0]:

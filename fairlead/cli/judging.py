@@ -56,6 +56,14 @@ class Rubric:
             return None
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % len(self.principles)
 
+    def recorded(self, principle: int | None) -> dict[str, Any]:
+        """Return what a judgment records of the rubric, and of the principle that was drawn."""
+        found: dict[str, Any] = {"rubric_sha256": self.sha256}
+        if principle is not None:
+            found["constitution_sha256"] = self.constitution_sha256
+            found["principle"] = {"number": principle + 1, "text": self.principles[principle]}
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -146,18 +154,11 @@ class TaskJudge:
 
     def details(self, judged: Judged) -> dict[str, Any]:
         """Return what a judgment records of it."""
-        found: dict[str, Any] = {
+        return {
+            **self.rubric.recorded(judged.principle),
             "model": self.speaker.version,
-            "rubric_sha256": self.rubric.sha256,
             "comparisons": [one.as_json() for one in judged.comparisons],
         }
-        if judged.principle is not None:
-            found["constitution_sha256"] = self.rubric.constitution_sha256
-            found["principle"] = {
-                "number": judged.principle + 1,
-                "text": self.rubric.principles[judged.principle],
-            }
-        return found
 
     async def ask(self, prompt: str, first: str, second: str, principle: int | None) -> str:
         """Return the reply to one order of two answers."""

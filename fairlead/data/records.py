@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
@@ -66,7 +66,7 @@ def load_demonstrations(config: RunConfig) -> Split[Example]:
     """
     found: list[Example]
     if config.data.demonstrations:
-        found = list(sources.read(config, "demonstrations", example))
+        found = list(_measured_by_people(config, "demonstrations", example, lambda record: record.split_key))
     else:
         found = [
             Demonstration(prompt=sentence.prompt, completion=sentence.completion)
@@ -88,7 +88,7 @@ def load_preferences(config: RunConfig) -> Split[Comparisons]:
     """
     parse = partial(comparisons, tie_margin=config.data.tie_margin)
     if config.data.preferences:
-        found = sources.read(config, "preferences", parse)
+        found = _measured_by_people(config, "preferences", parse, lambda record: record.split_key)
         return _split(config, "preferences", found, parse, lambda record: record.split_key)
     pool = _sentences(config, "preferences").preferences
     if heldout_names(config, "preferences"):
@@ -172,6 +172,33 @@ def _pairs(
     return found
 
 
+def _measured_by_people(
+    config: RunConfig,
+    kind: str,
+    parse: Callable[[Line], Record],
+    prompt_of: Callable[[Record], str],
+) -> Iterator[Record]:
+    """Yield the records of a kind, without those of model judges whose prompt is held out: judges label, and
+    only people measure. Lines of the feedback service say in `kind` who wrote them.
+    """
+    left_out = 0
+    split = not heldout_names(config, kind)
+    for record, judged in sources.read(config, kind, _marked(parse)):
+        if judged and split and is_heldout(config, prompt_of(record)):
+            left_out += 1
+        else:
+            yield record
+    if left_out:
+        logger.info(
+            "data.%s: %d lines of model judges have held-out prompts and are left out", kind, left_out
+        )
+
+
+def _marked(parse: Callable[[Line], Record]) -> Callable[[Line], tuple[Record, bool]]:
+    """Return a parser that also says whether a model judge wrote the line."""
+    return lambda line: (parse(line), line.values.get("kind") == "judge")
+
+
 def _split(
     config: RunConfig,
     kind: str,
@@ -183,7 +210,8 @@ def _split(
     if not heldout_names(config, kind):
         return Split(*_sides(config, kind, records, prompt_of))
     train = tuple(records)
-    heldout = tuple(sources.read(config, heldout_key(kind), parse))
+    found = sources.read(config, heldout_key(kind), _marked(parse))
+    heldout = tuple(record for record, judged in found if not judged)
     known = {near(prompt_of(record)) for record in train}
     if both := sum(near(prompt_of(record)) in known for record in heldout):
         logger.warning(
