@@ -211,7 +211,7 @@ async def test_labelers_who_miss_known_answers_are_held_until_they_pass_the_quiz
         robot = Caller(http.address, {"cookie": zoe.cookie})
         refused = await robot.ask("POST", "/next", {})
         assert (refused.status, "Take the quiz" in refused.error["message"]) == (403, True)
-        assert "held since" in (await lead.get("/projects/default/labelers")).html
+        assert ">held</span>" in (await lead.get("/projects/default/labelers")).html
         assert "You are ready to start" in (await quiz(right=True)).html
         assert store.holds.of_project(project) == {}
         assert "/assignments/" in (await zoe.post("/projects/default/next")).path
