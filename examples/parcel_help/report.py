@@ -154,8 +154,8 @@ def _headlines(found: Round, numbers: Mapping[str, Any]) -> list[Headline]:
         Headline(
             str(queue["tasks_lost"] + queue["tasks_duplicated"]),
             "tasks lost or duplicated",
-            f"Of {queue['tasks_dispatched']} prompts sent through the queue, {queue['tasks_trained']} were "
-            "trained on, each once.",
+            f"Of {queue['tasks_dispatched']:,} prompts sent through the queue, "
+            f"{queue['tasks_trained']:,} were trained on, each once.",
         ),
         Headline(
             f"{numbers['seconds']['total']:.0f} s",
@@ -186,7 +186,7 @@ def _outcome(config: RunConfig, rounds: Sequence[Round], numbers: Mapping[str, A
             chart=charts.bars(rates, x_label="share of comparisons won, by gold", limit=1, mark=0.5),
             caption="On held-out prompts after each round, and on training prompts at the end. A large "
             "difference would mean that the policy memorized the training prompts. Ties count half; at the "
-            "dashed line both are equally good.",
+            "line both are equally good.",
         ),
         Picture(
             title="Gold reward of answers",
@@ -196,7 +196,7 @@ def _outcome(config: RunConfig, rounds: Sequence[Round], numbers: Mapping[str, A
         ),
     )
     text = (
-        f"PPO used answers to {sum(one['ppo']['episodes'] for one in numbers['rounds'])} prompts and moved "
+        f"PPO used answers to {sum(one['ppo']['episodes'] for one in numbers['rounds']):,} prompts and moved "
         f"the policy by {last['kl']:.1f} nats per answer from the SFT policy."
         if last["kl"] is not None
         else ""

@@ -22,7 +22,7 @@ _HEIGHT, _WIDE_HEIGHT, _SMALL_HEIGHT = 170, 230, 44
 _WIDTH = 1_000
 """Units of the stretched part of a chart."""
 _NUM_COLORS = 6
-_MAX_READOUTS = 48
+_MAX_READOUTS = 32
 _SHOWN_LIMIT = 1.5
 """A limit is drawn if it is at most this many ranges of the data away; a further one is named at the edge."""
 _MAX_SPANS = 300
@@ -193,7 +193,7 @@ def bars(
         line = (
             ""
             if mark is None
-            else f'<line class="mark" x1="{_x(mark / full)}" x2="{_x(mark / full)}" y1="0" y2="16"/>'
+            else f'<line class="mark" x1="{_x(mark / full)}" x2="{_x(mark / full)}" y1="-3" y2="19"/>'
         )
         rows.append(
             f'<div class="bar"><span class="bar-name">{escape(name)}</span>'
