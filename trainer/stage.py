@@ -163,7 +163,6 @@ def _traced(stage: str, config: RunConfig, registry: CollectorRegistry) -> Abstr
         run=config.name,
         process="trainer",
         counter=lambda: TraceMetrics(registry).count,
-        max_links=config.ppo.tasks_per_update,
     )
 
 

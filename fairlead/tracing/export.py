@@ -1,4 +1,4 @@
-"""Records spans with OpenTelemetry's SDK and sends them in a thread of its own. Needs the extra `otel`.
+"""Records spans, and sends them with OpenTelemetry's SDK in a thread of its own. Needs the extra `otel`.
 
 Nothing here waits for the backend: what it does not take in time is dropped and counted. No error of it
 reaches the run.
@@ -14,16 +14,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from opentelemetry import trace
-from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace import Span as SdkSpan
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from fairlead.tracing.context import SpanContext
 from fairlead.tracing.spans import Span, Start, Value
@@ -56,7 +54,6 @@ class Export:
         run: str,
         process: str,
         one_in: int,
-        max_links: int,
         on_spans: Callable[[str, int], None],
     ) -> None:
         """
@@ -65,7 +62,6 @@ class Export:
             run: name of the run.
             process: name of this process's service.
             one_in: one task of this many is sampled.
-            max_links: links that a span keeps.
             on_spans: counts spans; see `setup.start`.
         """
         self.run = run
@@ -74,129 +70,92 @@ class Export:
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         exporter = OTLPSpanExporter(endpoint=endpoint or None, timeout=_TIMEOUT_SECONDS)
         self.endpoint = endpoint or "the backend that the environment names"
-        self._sender = _Sender(exporter, where=self.endpoint, on_spans=on_spans)
-        self._ids = _Ids()
         version = _version()
-        provider = TracerProvider(
-            sampler=ALWAYS_ON,
-            resource=Resource.create(
-                {
-                    "service.name": f"fairlead-{process.replace('_', '-')}",
-                    "service.namespace": "fairlead",
-                    "service.version": version,
-                    "service.instance.id": f"{socket.gethostname()}-{os.getpid()}",
-                    "fairlead.run": run,
-                }
-            ),
-            shutdown_on_exit=False,
-            id_generator=self._ids,
-            span_limits=SpanLimits(max_links=max_links),
+        resource = Resource.create(
+            {
+                "service.name": f"fairlead-{process.replace('_', '-')}",
+                "service.namespace": "fairlead",
+                "service.version": version,
+                "service.instance.id": f"{socket.gethostname()}-{os.getpid()}",
+                "fairlead.run": run,
+            }
         )
-        provider.add_span_processor(self._sender)
-        self._tracer = provider.get_tracer("fairlead", version)
+        scope = InstrumentationScope("fairlead", version)
+        self._sender = _Sender(
+            exporter, where=self.endpoint, on_spans=on_spans, to_sdk=partial(_to_sdk, resource, scope)
+        )
 
     def start(self, name: str, start: Start) -> Span:
         """Begin a span; see `spans.Recorder`."""
-        parent = (
-            Context()
-            if start.parent is None
-            else trace.set_span_in_context(trace.NonRecordingSpan(_to_sdk(start.parent)), Context())
-        )
-        with self._ids.given(start.context):
-            return _Recorded(
-                self._tracer.start_span(
-                    name,
-                    parent,
-                    kind=_KINDS[start.kind],
-                    attributes=dict(start.attributes),
-                    links=[trace.Link(_to_sdk(context)) for context in start.links],
-                    start_time=start.start_ns,
-                )
-            )
+        return _Recorded(name, start, self._sender.add)
 
     def close(self) -> None:
         """Send what is left, for at most two seconds."""
-        self._sender.shutdown()
+        self._sender.close()
 
 
 class _Recorded(Span):
-    """A span that is recorded."""
+    """A span that is recorded. It becomes one of the SDK in the thread that sends it."""
 
-    __slots__ = ("_span",)
+    __slots__ = ("_on_end", "attributes", "end_ns", "error", "links", "name", "start", "start_ns")
 
-    def __init__(self, span: trace.Span) -> None:
-        found = span.get_span_context()
-        super().__init__(SpanContext(found.trace_id, found.span_id, is_sampled=True))
-        self._span = span
+    def __init__(self, name: str, start: Start, on_end: Callable[[_Recorded], None]) -> None:
+        # Not of `random`, which programs seed.
+        parent = start.parent
+        super().__init__(
+            start.context
+            or SpanContext(
+                int.from_bytes(os.urandom(16)) if parent is None else parent.trace_id,
+                int.from_bytes(os.urandom(8)),
+                is_sampled=True,
+            )
+        )
+        self.name = name
+        self.start = start
+        self.start_ns = start.start_ns or time.time_ns()
+        self.end_ns = 0
+        self.attributes = dict(start.attributes)
+        self.links = list(start.links)
+        self.error = ""
+        self._on_end = on_end
 
     def set(self, **attributes: Value) -> None:
-        self._span.set_attributes(attributes)
+        self.attributes |= attributes
 
     def link(self, context: SpanContext) -> None:
-        self._span.add_link(_to_sdk(context))
+        self.links.append(context)
 
     def fail(self, reason: str) -> None:
-        self._span.set_status(trace.Status(trace.StatusCode.ERROR, reason))
+        self.error = reason
 
     def end(self, *, end_ns: int | None = None) -> None:
-        self._span.end(end_ns)
+        self.end_ns = end_ns or time.time_ns()
+        self._on_end(self)
 
 
-class _Ids(IdGenerator):
-    """Generates random ids, or gives the ones that were derived."""
-
-    def __init__(self) -> None:
-        self._given = threading.local()
-
-    def given(self, context: SpanContext | None) -> _Given:
-        """Give the ids of a context to the span that this thread begins."""
-        return _Given(self._given, context)
-
-    def generate_trace_id(self) -> int:
-        """Return the trace id of a first span."""
-        context: SpanContext | None = getattr(self._given, "context", None)
-        return int.from_bytes(os.urandom(16)) if context is None else context.trace_id
-
-    def generate_span_id(self) -> int:
-        """Return the id of a span. Not of `random`, which programs seed."""
-        context: SpanContext | None = getattr(self._given, "context", None)
-        return int.from_bytes(os.urandom(8)) if context is None else context.span_id
-
-
-class _Given:
-    """Sets the ids of a thread's next span, and removes them."""
-
-    __slots__ = ("_context", "_place")
-
-    def __init__(self, place: threading.local, context: SpanContext | None) -> None:
-        self._place = place
-        self._context = context
-
-    def __enter__(self) -> None:
-        self._place.context = self._context
-
-    def __exit__(self, *_: object) -> None:
-        self._place.context = None
-
-
-class _Sender(SpanProcessor):
+class _Sender:
     """A bounded queue of ended spans, and the thread that sends them."""
 
-    def __init__(self, exporter: SpanExporter, *, where: str, on_spans: Callable[[str, int], None]) -> None:
+    def __init__(
+        self,
+        exporter: SpanExporter,
+        *,
+        where: str,
+        on_spans: Callable[[str, int], None],
+        to_sdk: Callable[[_Recorded], ReadableSpan],
+    ) -> None:
         self._exporter = exporter
+        self._to_sdk = to_sdk
         self._where = where
         self._on_spans = on_spans
-        self._waiting: deque[ReadableSpan] = deque()
+        self._waiting: deque[_Recorded] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._is_down = False
         self._thread = threading.Thread(target=self._send, name="traces", daemon=True)
         self._thread.start()
 
-    def on_start(self, span: SdkSpan, parent_context: Context | None = None) -> None:
-        """Do nothing."""
-
-    def on_end(self, span: ReadableSpan) -> None:
+    def add(self, span: _Recorded) -> None:
         """Queue a span; never waits."""
         with self._changed:
             is_full = len(self._waiting) >= MAX_WAITING or self._closing
@@ -207,7 +166,7 @@ class _Sender(SpanProcessor):
         if is_full:
             self._on_spans("dropped", 1)
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
         """Send what waits, for a limited time, and end the thread."""
         with self._changed:
             self._closing = True
@@ -219,10 +178,6 @@ class _Sender(SpanProcessor):
             self._waiting.clear()
         if left:
             self._on_spans("dropped", left)
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Return whether nothing waits; sending is the thread's."""
-        return not self._waiting
 
     def _send(self) -> None:
         while True:
@@ -236,10 +191,10 @@ class _Sender(SpanProcessor):
             elif closing:
                 return
 
-    def _export(self, batch: list[ReadableSpan]) -> None:
+    def _export(self, batch: list[_Recorded]) -> None:
         begun = time.monotonic()
         try:
-            sent = self._exporter.export(batch) is SpanExportResult.SUCCESS
+            sent = self._exporter.export(list(map(self._to_sdk, batch))) is SpanExportResult.SUCCESS
             reason = f"no success within {time.monotonic() - begun:.1f} s"
         except Exception as error:  # noqa: BLE001 - the backend never stops the run
             sent, reason = False, f"{type(error).__name__}: {error}"
@@ -258,6 +213,24 @@ def _version() -> str:
         return "unknown"
 
 
-def _to_sdk(context: SpanContext) -> trace.SpanContext:
+def _to_sdk(resource: Resource, scope: InstrumentationScope, span: _Recorded) -> ReadableSpan:
+    assert span.context is not None
+    parent = span.start.parent
+    return ReadableSpan(
+        name=span.name,
+        context=_context(span.context),
+        parent=None if parent is None else _context(parent),
+        resource=resource,
+        attributes=span.attributes,
+        links=[trace.Link(_context(each)) for each in span.links],
+        kind=_KINDS[span.start.kind],
+        status=trace.Status(trace.StatusCode.ERROR, span.error) if span.error else trace.Status(),
+        start_time=span.start_ns,
+        end_time=span.end_ns,
+        instrumentation_scope=scope,
+    )
+
+
+def _context(context: SpanContext) -> trace.SpanContext:
     flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if context.is_sampled else trace.TraceFlags.DEFAULT)
     return trace.SpanContext(context.trace_id, context.span_id, is_remote=True, trace_flags=flags)

@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 """Environment variables that name the backend, as for every program with OpenTelemetry."""
 _PATH = "/v1/traces"
-_DEFAULT_LINKS = 128
 
 
 @contextmanager
@@ -31,7 +30,6 @@ def start(
     run: str,
     process: str,
     counter: Callable[[], Callable[[str, int], None]],
-    max_links: int = 0,
 ) -> Iterator[None]:
     """Trace the code of the body, if the settings or the environment name a backend; then send what is left.
 
@@ -41,7 +39,6 @@ def start(
         process: name of this process's service, such as `policy`.
         counter: makes, if tracing is on, what counts spans: a function that is called with `sent`, `dropped`
             or `failed`, and their number.
-        max_links: links that a span may need; at least 128 are kept.
 
     Raises:
         ConfigError: if `observe.otlp_endpoint` is set and the extra is not installed.
@@ -71,7 +68,6 @@ def start(
         run=run,
         process=process,
         one_in=observe.trace_one_in,
-        max_links=max(_DEFAULT_LINKS, max_links),
         on_spans=counter(),
     )
     spans.use(export)
