@@ -57,6 +57,7 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/yamllint --strict .github
 	$(BIN)/python docs/vocabulary.py
+	$(BIN)/python -m monitoring --check
 	cd protos && ../$(BIN)/buf lint
 	PATH=$(BIN):$$PATH $(BIN)/python protos/generate.py --check
 

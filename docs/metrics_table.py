@@ -8,7 +8,6 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
-from fairlead.config import RunConfig
 from fairlead.metrics import statistics
 
 PAGE = Path(__file__).with_name("metrics.md")
@@ -53,15 +52,18 @@ that a script called with a key of 60 tokens a day. `tests/integration/test_prom
 |---|---|---|
 {questions}
 
-## Alerts
+## Rules, alerts and dashboards
 
-`k8s/components/monitoring/prometheus-rule.yaml` has one, as a PrometheusRule. For a Prometheus without the
-operator, what is below `spec` is a rule file (`yq .spec`).
+`monitoring/rules.yaml` is a rule file of Prometheus: recording rules (`fairlead:…`) and alerts.
+[runbook.md](runbook.md) says how to load it, what each alert means and what to do, and states the
+objective of the scoring API. `k8s/components/monitoring` has the same rules as a PrometheusRule, and
+dashboards for Grafana: Run, Services, Scoring API, Feedback. Its `dashboards/*.json` can be imported by
+hand, too. Each panel explains its metrics. `python -m monitoring` writes both; a test compares every
+query with the metrics, labels and statistics of this page.
 
-`LogprobMismatch` fires 2 minutes after the mean difference between the log-probs of the policy service and of
-the trainer crossed `guard.mismatch_warn_above`: the service has other weights than the trainer, or computes
-something else. Compare `fairlead_policy_weight_update` with `fairlead_trainer_update`; with vLLM as the
-engine, see [its page](vllm.md#log-probs). With `guard.mismatch_stop_above` the run stops by itself.
+A label of a metric that the target has, too, is renamed by Prometheus: `service` of
+`fairlead_client_retries_total` becomes `exported_service`, `process` of `fairlead_supervisor_restarts_total`
+becomes `exported_process`.
 """
 SCRAPE = """\
 scrape_configs:
@@ -186,16 +188,6 @@ QUERIES = (
 """The ten questions."""
 
 
-def new_area(area: type, registry: CollectorRegistry) -> None:
-    """Create the metrics of a class in a registry, as a process does."""
-    if area is metrics.RunMetrics:
-        area(RunConfig(), registry=registry)
-    elif area is metrics.SupervisorMetrics:
-        area(["trainer"], registry=registry)
-    else:
-        area(registry=registry)
-
-
 def page() -> str:
     """Return the text of the page."""
     rows = [
@@ -205,7 +197,7 @@ def page() -> str:
     lines = [HEAD.format(scrape=SCRAPE, questions="\n".join(rows))]
     for area in metrics.AREAS:
         registry = CollectorRegistry()
-        new_area(area, registry)
+        metrics.create(area, registry)
         lines += [
             f"\n## {(area.__doc__ or '').removesuffix('.')}\n",
             "| metric | type | labels | description |",

@@ -255,6 +255,8 @@ def _set_metrics_tls(manifest: Manifest) -> None:
             return {"name": _TLS_SECRET, "key": key}
 
         for endpoint in manifest["spec"]["podMetricsEndpoints"]:
+            if endpoint["port"] != "metrics":  # redis_exporter
+                continue
             endpoint["scheme"] = "https"
             endpoint["tlsConfig"] = {
                 "ca": {"secret": secret("ca.crt")},

@@ -7,8 +7,9 @@ which keep the names of the ecosystem. A test compares docs/metrics.md with this
 
 from __future__ import annotations
 
-from prometheus_client import disable_created_metrics
+from prometheus_client import CollectorRegistry, disable_created_metrics
 
+from fairlead.config import RunConfig
 from fairlead.metrics.edge import AccessMetrics, ServerMetrics
 from fairlead.metrics.feedback import FeedbackMetrics
 from fairlead.metrics.gateway import CollectMetrics, GatewayMetrics
@@ -45,6 +46,7 @@ __all__ = [
     "TrainerMetrics",
     "WeightsMetrics",
     "WorkerMetrics",
+    "create",
 ]
 
 # They would be a tenth of all series, and nobody asks for them.
@@ -71,3 +73,13 @@ AREAS = (
     SupervisorMetrics,
 )
 """Every class, in the order of docs/metrics.md."""
+
+
+def create(area: type, registry: CollectorRegistry) -> None:
+    """Create the metrics of one of AREAS in a registry, as a process does, for what is written from them."""
+    if area is RunMetrics:
+        RunMetrics(RunConfig(), registry=registry)
+    elif area is SupervisorMetrics:
+        SupervisorMetrics(["trainer"], registry=registry)
+    else:
+        area(registry=registry)

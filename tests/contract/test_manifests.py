@@ -103,11 +103,15 @@ _ROUTE_RULE = _exactly(
 )
 
 _ALERT = _exactly(
-    "alert expr for labels annotations",
+    "alert expr labels annotations",
+    "for",
     **dict.fromkeys(("alert", "expr", "for"), _TEXT),
     labels=_exactly("severity", severity={"enum": ["info", "warning", "critical"]}),
-    annotations=_exactly("summary description", summary=_TEXT, description=_TEXT),
+    annotations=_exactly(
+        "summary description runbook_url", summary=_TEXT, description=_TEXT, runbook_url=_TEXT
+    ),
 )
+_RECORD = _exactly("record expr", record=_TEXT, expr=_TEXT)
 
 CUSTOM = {
     # api/jobset/v1alpha2/jobset_types.go of kubernetes-sigs/jobset; `template` is that of a Job.
@@ -163,7 +167,14 @@ CUSTOM = {
     ),
     "PrometheusRule": _exactly(
         "groups",
-        groups={"type": "array", "items": _exactly("name rules", rules={"type": "array", "items": _ALERT})},
+        groups={
+            "type": "array",
+            "items": _exactly(
+                "name interval rules",
+                interval=_TEXT,
+                rules={"type": "array", "items": {"oneOf": [_ALERT, _RECORD]}},
+            ),
+        },
     ),
 }
 
@@ -405,8 +416,8 @@ def test_metrics_over_tls_have_a_monitor_and_probes_that_use_it():
         ),
     )
     (monitor,) = of_kind(objects, "PodMonitor").values()
-    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
-    assert endpoint["scheme"] == "https"
+    endpoint, exporter = monitor["spec"]["podMetricsEndpoints"]
+    assert (endpoint["scheme"], exporter.get("scheme")) == ("https", None)
     secrets = [endpoint["tlsConfig"][key]["secret"] for key in ("ca", "cert")]
     assert [secret["key"] for secret in secrets] == ["ca.crt", "tls.crt"]
     mounted = {
