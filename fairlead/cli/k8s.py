@@ -102,12 +102,14 @@ def up(  # noqa: PLR0913 - a flag each
     expected = plan(cluster, manifests, whole, force_conflicts=force_conflicts)
     for name, reasons in expected.restarted.items():
         report(f"restarting {name}: {', '.join(reasons)}")
+    for superfluous in expected.deleted:
+        report(f"will delete {superfluous}, which these manifests do not have")
     apply_all(
         cluster, manifests, force_conflicts=force_conflicts, timeout_seconds=timeout_seconds, report=report
     )
     report(f"applied {len(manifests)} objects to namespace {namespace}")
     for deleted in prune.delete_superfluous(cluster, whole):
-        report(f"deleted {deleted}, which these manifests do not have")
+        report(f"deleted {deleted}")
     for pod in waiting.restart_crashed(cluster):
         report(f"restarting {pod}")
     outcome = waiting.wait_until_ready(

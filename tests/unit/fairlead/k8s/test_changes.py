@@ -54,8 +54,11 @@ def test_up_deletes_what_the_manifests_no_longer_have_but_nothing_of_others(clus
     assert "deleted" not in shown.stderr, "another stage of the same run"
     assert named(cluster, "deployments").keys() >= {"policy", "files"}
     shown = fairlead(*UP)
-    assert "deleted NetworkPolicy default-deny, which these manifests do not have" in shown.stderr
-    assert "deleted ScaledObject rollout-worker" in shown.stderr
+    lines = shown.stderr.splitlines()
+    applied = next(line for line in lines if line.startswith("applied "))
+    for name in ("NetworkPolicy default-deny", "ScaledObject rollout-worker"):
+        announced = lines.index(f"will delete {name}, which these manifests do not have")
+        assert announced < lines.index(applied) < lines.index(f"deleted {name}")
     assert list(named(cluster, "networkpolicies")) == ["theirs"]
     assert named(cluster, "scaledobjects") == {}
     assert {"persistentvolumeclaims", "secrets"} <= {key[0] for key in cluster.objects}
