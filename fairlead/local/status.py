@@ -293,7 +293,9 @@ def _state(
     if supervised is None:
         return _state_of_progress(now, results, age_seconds)
     outcome = supervised.outcome
-    if supervised.alive:
+    ended = outcome is not None and all(process.state == "ended" for process in supervised.processes)
+    # Whoever supervised the stage may live on, as between the stages of a quickstart.
+    if supervised.alive and not ended:
         return "running", f"ending: {outcome.message}" if outcome else ""
     if outcome is None:
         return "crashed", "the supervisor ended without recording why: it was killed, or the machine crashed"

@@ -121,6 +121,18 @@ def test_state_of_an_ended_run_comes_from_the_supervisor_record(
     assert all(service.pid is None for service in found.services)
 
 
+@pytest.mark.parametrize(("left", "state"), [("ended", "finished"), ("ready", "running")])
+def test_stage_has_ended_with_its_last_process(folder: RunFolder, left: str, state: str):
+    """The process that supervised it may live on, as a quickstart does between its stages."""
+    supervised(folder, outcome=RunOutcome(0, "done"), by=psutil.Process(os.getpid()))
+    entry = json.loads(folder.supervisor.read_text())
+    for process in entry["processes"]:
+        process["state"] = "ended"
+    entry["processes"][-1]["state"] = left
+    folder.supervisor.write_text(json.dumps(entry))
+    assert status_of(folder).state == state
+
+
 def test_empty_folder_is_new(tmp_path: Path):
     found = status_of(RunFolder(tmp_path))
     assert found.state == "new"
