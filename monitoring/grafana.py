@@ -95,15 +95,21 @@ def _panel(panel: Panel) -> dict[str, Any]:
     }
     if panel.kind == "table":
         found["transformations"] = _columns(legends, single=len(targets) == 1)
-    if panel.kind == "timeseries":
-        found["options"] = {
-            "legend": {"displayMode": "list", "placement": "bottom"},
-            "tooltip": {"mode": "multi", "sort": "desc"},
-        }
+    found["options"] = _OPTIONS.get(panel.kind, {})
     return found
 
 
 _FORMATS = ("table", "heatmap")
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "timeseries": {
+        "legend": {"displayMode": "list", "placement": "bottom"},
+        "tooltip": {"mode": "multi", "sort": "desc"},
+    },
+    "stat": {"reduceOptions": {"calcs": ["lastNotNull"]}, "textMode": "value_and_name", "graphMode": "none"},
+    "bargauge": {"orientation": "horizontal", "displayMode": "basic"},
+    "state-timeline": {"mergeValues": True, "showValue": "auto"},
+    "heatmap": {"calculate": False, "cellGap": 1, "yAxis": {"unit": "s"}},
+}
 
 
 def _defaults(panel: Panel) -> dict[str, Any]:

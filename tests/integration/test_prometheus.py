@@ -25,9 +25,11 @@ from fairlead.config import RunFolder
 from fairlead.config.saving import save
 from fairlead.local.run_files import read_record
 from fairlead.metrics import statistics
+from monitoring.boards import BOARDS
+from monitoring.grafana import queries
 from tests.contract.test_documents import script
 from tests.integration.ppo_run import make, started
-from tests.prometheus_server import Prometheus, prometheus
+from tests.prometheus_server import SPEED, Prometheus, prometheus
 from tests.unit.trainer.stage_world import sft_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -68,6 +70,19 @@ ABSENT = {
 """Documented metrics that these runs do not have, and why."""
 
 
+NOTHING = {
+    "FLOP/s of the GPUs in use": "no GPU",
+    "Memory on GPUs": "no GPU",
+    "GPUs in use, from DCGM": "no GPU, and no dcgm-exporter",
+    "Memory of Redis ÷ its limit": "the Redis of a run on one machine has no limit",
+    "Restarts by the supervisor (1 h)": "nothing was restarted",
+    "Accuracy on held-out comparisons": "only of the reward model and of preferences",
+    "Prefix cache: hits": "the tiny model looks up no prefixes",
+    "Time of requests, p95": "nobody calls the feedback service",
+}
+"""Panels of the dashboards without data on these runs, and why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Observed:
     """Runs that have ended, and the Prometheus that observed them."""
@@ -77,6 +92,8 @@ class Observed:
     sft: RunFolder
     at: float
     """A Unix time at which all processes of PPO were alive."""
+    ready: float
+    """The first Unix time at which all processes of PPO were ready."""
 
 
 def key(folder: Path, name: str, *arguments: str) -> str:
@@ -128,6 +145,9 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         environment.setenv("FAIRLEAD_API_KEY", own)
         flags = [part for setting in SETTINGS for part in ("--set", setting)]
         with started(file, *flags) as run:
+            run.until(lambda: run.step() >= 1, seconds=300)
+            run.until(lambda: not server.query('up == 0 or fairlead_process_ready{run="tiny"} == 0'))
+            ready = time.time()
             run.until(lambda: run.step() >= 3, seconds=300)
             gateway = load_gateway_address(run.folder)
             statuses = Counter(post(gateway, app) for _ in range(20))
@@ -140,7 +160,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         with started(file, *STOPPED) as run:
             code, output = run.finish(seconds=300)
             assert code == 5, output
-        yield Observed(server, run.folder, sft.folder, at)
+        yield Observed(server, run.folder, sft.folder, at, ready)
     assert os.environ.get("FAIRLEAD_API_KEY") != own
 
 
@@ -229,6 +249,33 @@ def test_queries_of_the_page_return_data(observed: Observed):
         found = observed.server.query(query.promql, at=observed.at)
         assert bool(found) != bool(query.needs), query.promql
         sys.stdout.write(f"{query.promql}\n    {shown(found)}\n")
+
+
+def test_queries_of_the_dashboards_return_data(observed: Observed):
+    [(_, last)] = observed.server.query(
+        'max(max_over_time(timestamp(fairlead_stage_step{run="tiny-sft"})[30m:1s]))'
+    )
+    without = {}
+    for panel in [panel for board in BOARDS for panel in board.panels]:
+        for text in queries(panel):
+            run = "tiny-sft" if "fairlead_stage" in text else "tiny"
+            query = text.replace("$__rate_interval", "10s").replace("$namespace", ".*").replace("$run", run)
+            if not observed.server.query(query, at=last if run == "tiny-sft" else observed.at):
+                without[panel.title] = query
+    assert without.keys() == NOTHING.keys(), without
+
+
+def test_only_what_was_wrong_fired(observed: Observed):
+    """The script of the test has used up a quota, and the guard has stopped a run."""
+    fired = observed.server.fired(since=observed.ready, run="tiny")
+    assert fired["FairleadKeyOutOfQuota"] == {"app"}
+    assert fired.keys() - SPEED == {"FairleadKeyOutOfQuota"}
+    guarded = observed.server.fired(since=observed.ready, run="guarded")
+    assert guarded["FairleadRewardHackingStop"] == {"kl"}
+    assert guarded.keys() - SPEED == {"FairleadRewardHackingStop"}
+    assert observed.server.fired(since=observed.ready - 600, run="tiny-sft").keys() <= SPEED
+    alerts = observed.server.get("rules", type="alert")["groups"]
+    assert [rule["lastError"] for group in alerts for rule in group["rules"] if rule.get("lastError")] == []
 
 
 def shown(found: Sequence[tuple[dict[str, str], float]]) -> str:
