@@ -18,6 +18,10 @@ MODEL_SERVICES = {"policy": 5001, "reward": 5002, "reference": 5003}
 """Port by service."""
 OF_OVERLAYS = ("gpu", "namespace")
 """Components that overlays have themselves."""
+INSTEAD_OF_OTHERS = ("external-redis", "external-redis-ca", "hpa")
+"""Components that replace the base's queue or the component keda."""
+QUEUE = "rediss://runs@queue.test:6380/2"
+"""Address of the queue of variants with `external-redis`."""
 VARIANTS = {
     "kind": ("kind", ()),
     "gpu": ("gpu", ()),
@@ -31,13 +35,18 @@ VARIANTS = {
     "kind, ways in": ("kind", ("gateway-ingress", "feedback", "hub-token", "pull-secret")),
     "gpu, ranks": ("gpu", ("network-policies",)),
     "gpu, ranks, jobset": ("gpu", ("jobset",)),
+    "kind, external redis": (
+        "kind",
+        ("external-redis", "external-redis-ca", "keda", "network-policies", "jobset"),
+    ),
+    "kind, hpa, priority": ("kind", ("hpa", "priority", "model-image")),
     "everything": (
         "gpu",
         tuple(
             sorted(
                 folder.name
                 for folder in (checkout() / "components").iterdir()
-                if folder.name not in OF_OVERLAYS
+                if folder.name not in (*OF_OVERLAYS, *INSTEAD_OF_OTHERS)
             )
         ),
     ),
@@ -56,7 +65,8 @@ def rendered(variant: str, config: Path | None = None) -> tuple[Manifest, ...]:
     open_to_others = any("feedback" in name or "gateway" in name for name in components)
     origin = {"feedback.origin": "https://feedback.test", "gateway.origin": "https://gateway.test"}
     origin = origin if open_to_others else {}
-    return tuple(render(load(config, overrides=ranks | origin), target))
+    queue = {"queue.redis_url": QUEUE} if "external-redis" in components else {}
+    return tuple(render(load(config, overrides=ranks | origin | queue), target))
 
 
 def of_kind(objects: Sequence[Manifest], *kinds: str) -> dict[str, Manifest]:

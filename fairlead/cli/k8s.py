@@ -97,7 +97,7 @@ def up(  # noqa: PLR0913 - a flag each
     manifests, whole = applied(run, overlay, components, registry, tag, stage, namespace)
     cluster = connect(namespace, kubeconfig, context, request_seconds)
     cluster.check_namespace(create=create_namespace)
-    if ensure_secrets(cluster, manifests):
+    if ensure_secrets(cluster, manifests, whole):
         report("created the Secret redis with new passwords")
     expected = plan(cluster, manifests, whole, force_conflicts=force_conflicts)
     for name, reasons in expected.restarted.items():

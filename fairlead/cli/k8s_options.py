@@ -63,10 +63,8 @@ def rendered(
     """Return the objects of the whole run."""
     need("k8s")
     from fairlead import __version__
-    from fairlead.k8s.manifests import Target, render_run
+    from fairlead.k8s.manifests import Target, has_queue, render_run
 
-    if config.queue.redis_url or config.queue.redis_password is not None:
-        report("ignored: queue.redis_url and queue.redis_password, because the cluster has its own queue")
     target = Target(
         overlay=overlay,
         namespace=namespace,
@@ -75,7 +73,15 @@ def rendered(
         tag=tag or __version__,
         stage=stage,
     )
-    return render_run(config, target)
+    objects = render_run(config, target)
+    if has_queue(objects) and (config.queue.redis_url or config.queue.redis_password is not None):
+        report(
+            "ignored: queue.redis_url and queue.redis_password, because the cluster has its own queue; for "
+            "another use the component external-redis"
+        )
+    elif config.queue.redis_password is not None:
+        report("ignored: queue.redis_password, because pods have that of the Secret fairlead-redis")
+    return objects
 
 
 def applied(

@@ -22,13 +22,15 @@ _Kinds = tuple[tuple[str, str], ...]
 _APPLIED_FIRST = ("ServiceAccount", "Secret", "ConfigMap", "PersistentVolumeClaim", "Service")
 _POLL_SECONDS = 0.5
 
-_AUTOSCALER = ("keda.sh/v1alpha1", "ScaledObject")
+_KEDA = ("keda.sh/v1alpha1", "ScaledObject")
+_HPA = ("autoscaling/v2", "HorizontalPodAutoscaler")
 _JOB = ("batch/v1", "Job")
 _STAGE = re.compile(r"trainer\.(sft|reward_model|preference|ppo)")
 STOP_ORDER: tuple[tuple[tuple[str, str], str], ...] = (
-    # The autoscaler, which creates pods; then clients of the services, the services and the queue, as on one
+    # Autoscalers, which create pods; then clients of the services, the services and the queue, as on one
     # machine.
-    (_AUTOSCALER, OURS),
+    (_KEDA, OURS),
+    (_HPA, OURS),
     (JOB_SET, OURS),
     (_JOB, OURS),
     (("apps/v1", "Deployment"), f"{OURS},{COMPONENT} in (worker,gateway)"),
@@ -121,19 +123,26 @@ def scale(cluster: Cluster, wanted: Mapping[str, int]) -> None:
     """
     scalable = f"{OURS},{COMPONENT} in (model-service,worker,gateway)"
     known = [one["metadata"]["name"] for one in cluster.list("apps/v1", "Deployment", scalable)]
-    scaled = {one["spec"]["scaleTargetRef"]["name"]: one for one in cluster.list_if_known(*_AUTOSCALER)}
+    by_keda = {one["spec"]["scaleTargetRef"]["name"]: one for one in cluster.list_if_known(*_KEDA)}
+    by_cpu = {one["spec"]["scaleTargetRef"]["name"]: one for one in cluster.list_if_known(*_HPA)}
     for name in wanted:
         if name not in known:
             allowed = (
                 f"one of {', '.join(known)}" if known else "a process of a run; this namespace has no run"
             )
             raise ConfigError("scale", got=name, allowed=allowed)
-        if name in scaled:
-            limits = scaled[name]["spec"]
+        if name in by_keda:
+            limits = by_keda[name]["spec"]
             raise ClusterRefused(
                 f"{name} is scaled by KEDA, from {limits.get('minReplicaCount', 0)} to "
                 f"{limits.get('maxReplicaCount', 100)}: change minReplicaCount and maxReplicaCount of its "
                 "ScaledObject instead"
+            )
+        if name in by_cpu:
+            limits = by_cpu[name]["spec"]
+            raise ClusterRefused(
+                f"{name} is scaled by a HorizontalPodAutoscaler, from {limits.get('minReplicas', 1)} to "
+                f"{limits['maxReplicas']}: change its minReplicas and maxReplicas instead"
             )
     for name, replicas in wanted.items():
         cluster.scale("Deployment", name, replicas)
@@ -171,7 +180,7 @@ def take_down(
             report(f"stopping {manifest['metadata']['name']}")
             cluster.delete(*kind, manifest["metadata"]["name"])
         for manifest in found:
-            if kind != _AUTOSCALER:
+            if kind not in (_KEDA, _HPA):
                 name = manifest["metadata"]["labels"][NAME]
                 wait_until_gone(cluster, name, timeout_seconds=timeout_seconds)
     if scaled:

@@ -13,6 +13,7 @@ from fairlead.k8s.manifests import GPU, Manifest, checkout
 
 _EXTENSIONS: Mapping[str, tuple[str, str]] = {
     "KEDA": ("/apis/keda.sh/v1alpha1", "the component keda"),
+    "metrics-server": ("/apis/metrics.k8s.io/v1beta1", "the component hpa"),
     "JobSet": ("/apis/jobset.x-k8s.io/v1alpha2", "the component jobset"),
     "Prometheus operator": ("/apis/monitoring.coreos.com/v1", "the component monitoring"),
     "cert-manager": ("/apis/cert-manager.io/v1", "certificates of tls and of an Ingress"),

@@ -23,10 +23,10 @@ from fairlead import __version__
 from fairlead.config import RunConfig
 from fairlead.config.feedback import FeedbackSection
 from fairlead.config.http import GatewaySection
-from fairlead.config.infrastructure import RanksSection
+from fairlead.config.infrastructure import RanksSection, redis_url_without_secrets
 from fairlead.config.saving import as_toml
 from fairlead.errors import ConfigError
-from fairlead.k8s.settings import split
+from fairlead.k8s.settings import pod_templates, split
 from fairlead.planning.gpus import engine_gpus
 
 Manifest = dict[str, Any]
@@ -60,6 +60,8 @@ _TLS_SECRET = "fairlead-tls"
 _FEEDBACK = "feedback"
 """Label of the objects of the component of this name. People rank answers before and between stages, too."""
 _IMAGES = ("fairlead-light", "fairlead-model", "fairlead-vllm")
+_MODELS = "fairlead-models"
+"""Image of the component `model-image`, which kustomize does not name: it is in a volume."""
 _RENDER_SECONDS = 60.0
 
 
@@ -111,7 +113,8 @@ def render_run(config: RunConfig, target: Target) -> list[Manifest]:
 
     Raises:
         ConfigError: if kubectl is missing, an overlay, component or stage is unknown, an image has no
-            registry, an origin is not https, or kustomize refuses the manifests.
+            registry, an origin is not https, the run has no queue, two autoscalers scale the same process,
+            or kustomize refuses the manifests.
     """
     if target.stage not in STAGES:
         raise ConfigError("stage", got=target.stage, allowed=f"one of {', '.join(STAGES)}")
@@ -125,6 +128,12 @@ def render_run(config: RunConfig, target: Target) -> list[Manifest]:
     if config.reference.engine == "trainer":
         objects = [one for one in objects if one["metadata"]["labels"].get(NAME) != "reference"]
     objects = _with_routes(config, objects)
+    _check_autoscalers(objects)
+    if not has_queue(objects):
+        _check_external_queue(config)
+    else:
+        # The cluster's own queue is used, also if the file names that of one machine.
+        config = config.model_copy(update={"queue": config.queue.model_copy(update={"redis_url": ""})})
     objects = split(_inside(config), [_fitted(manifest, config, target) for manifest in objects])
     _check_images(of_stage(objects, target.stage))
     return objects
@@ -182,8 +191,9 @@ def _inside(config: RunConfig) -> RunConfig:
 
 def _kustomization(config: RunConfig, target: Target, folder: Path) -> Mapping[str, object]:
     manifests = checkout()
-    # Others change what `feedback` adds. The JobSet takes over the Job as all others have changed it.
-    order = (_FEEDBACK, "", "jobset")
+    # Others change what `feedback` adds, and `external-redis` what others have added. The JobSet takes over
+    # the Job as all others have changed it.
+    order = (_FEEDBACK, "", "external-redis", "external-redis-ca", "jobset")
     names = sorted(target.components, key=lambda name: order.index(name if name in order else ""))
     components = [_existing(manifests / "components", name, "component") for name in names]
     return {
@@ -222,16 +232,17 @@ def _existing(folder: Path, name: str, flag: str) -> Path:
 
 
 def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
-    """Set what kustomize cannot: the queue keys that the autoscaler reads, the trainer's stage and ranks, and
-    the GPUs of the model services.
+    """Set what kustomize cannot: the queue that the autoscaler reads, the trainer's stage and ranks, the GPUs
+    of the model services, and images that are volumes.
     """
     if config.observe.metrics_tls:
         _set_metrics_tls(manifest)
     if manifest["kind"] == "ScaledObject":
-        for trigger in manifest["spec"]["triggers"]:
-            if trigger["type"] == "redis-streams":
-                trigger["metadata"]["stream"] = f"fairlead:{{{config.name}}}:prompts"
-                trigger["metadata"]["address"] = f"redis.{target.namespace}.svc:6379"
+        _set_queue(manifest, config, target.namespace)
+    for template in pod_templates(manifest):
+        for volume in template["spec"].get("volumes") or ():
+            if target.registry and (volume.get("image") or {}).get("reference") == _MODELS:
+                volume["image"]["reference"] = f"{target.registry.rstrip('/')}/{_MODELS}:{target.tag}"
     is_trainer = manifest["kind"] in ("Job", "JobSet") and manifest["metadata"]["name"] == "trainer"
     if is_trainer and target.stage != "files":
         job = job_spec(manifest)
@@ -245,6 +256,51 @@ def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
     if manifest["metadata"]["labels"].get(COMPONENT) == "model-service" and manifest["kind"] == "Deployment":
         _set_gpus(manifest["spec"], engine_gpus(getattr(config, manifest["metadata"]["name"])))
     return manifest
+
+
+def has_queue(objects: Sequence[Manifest]) -> bool:
+    """Return whether the objects have a queue of their own, and do not use one of the component
+    `external-redis`.
+    """
+    return any(
+        one["kind"] == "StatefulSet" and one["metadata"]["labels"].get(NAME) == "redis" for one in objects
+    )
+
+
+def _check_external_queue(config: RunConfig) -> None:
+    """Refuse a run whose queue no pod can reach."""
+    if urlsplit(config.queue.redis_url).scheme not in ("redis", "rediss"):
+        raise ConfigError(
+            "queue.redis_url",
+            got=redis_url_without_secrets(config.queue.redis_url) if config.queue.redis_url else "",
+            allowed="redis:// or rediss:// with the address of your Redis, for the component external-redis",
+        )
+
+
+def _check_autoscalers(objects: Sequence[Manifest]) -> None:
+    """Refuse two autoscalers of the same process: each would undo what the other does."""
+    kinds = ("ScaledObject", "HorizontalPodAutoscaler")
+    scaled = [one["spec"]["scaleTargetRef"]["name"] for one in objects if one["kind"] in kinds]
+    if twice := sorted({name for name in scaled if scaled.count(name) > 1}):
+        raise ConfigError(
+            "component", got=f"two autoscalers of {', '.join(twice)}", allowed="one: keda, hpa or your own"
+        )
+
+
+def _set_queue(scaled: Manifest, config: RunConfig, namespace: str) -> None:
+    """Set the queue that KEDA reads: that of the run, or the external one of `queue.redis_url`."""
+    for trigger in scaled["spec"]["triggers"]:
+        if trigger["type"] != "redis-streams":
+            continue
+        found = trigger["metadata"]
+        found["stream"] = f"fairlead:{{{config.name}}}:prompts"
+        if not config.queue.redis_url:
+            found["address"] = f"redis.{namespace}.svc:6379"
+            continue
+        url = urlsplit(config.queue.redis_url)
+        found["address"] = f"{url.hostname}:{url.port or 6379}"
+        found |= {"enableTLS": "true"} if url.scheme == "rediss" else {}
+        found |= {"databaseIndex": url.path.strip("/")} if url.path.strip("/") else {}
 
 
 def _set_metrics_tls(manifest: Manifest) -> None:
@@ -355,10 +411,12 @@ def _check_images(objects: Sequence[Manifest]) -> None:
     for manifest in objects:
         spec = job_spec(manifest) if manifest["kind"] == "JobSet" else manifest.get("spec", {})
         pod = spec.get("template", {}).get("spec", {})
-        for container in pod.get("containers", ()):
-            if "/" not in container["image"]:
+        images = [container["image"] for container in pod.get("containers", ())]
+        images += [one["image"]["reference"] for one in pod.get("volumes") or () if "image" in one]
+        for image in images:
+            if "/" not in image:
                 raise ConfigError(
                     "registry",
-                    got=f"image {container['image']} of {manifest['metadata']['name']}",
+                    got=f"image {image} of {manifest['metadata']['name']}",
                     allowed="an image with a registry: --registry registry.example.com/team",
                 )

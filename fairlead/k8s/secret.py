@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 
 from fairlead.errors import ClusterRefused
 from fairlead.k8s.cluster import Cluster
-from fairlead.k8s.manifests import COMPONENT, NAME, PART_OF, Manifest
+from fairlead.k8s.manifests import COMPONENT, NAME, PART_OF, Manifest, has_queue
+from fairlead.k8s.settings import pod_templates
 
 SECRET = "redis"
 """Name of the Secret."""
@@ -21,8 +22,13 @@ _KEDA_USER = "keda"
 _KEYS = "FAIRLEAD_KEYS__FILE"
 
 
-def ensure_secrets(cluster: Cluster, manifests: Sequence[Manifest]) -> bool:
+def ensure_secrets(cluster: Cluster, manifests: Sequence[Manifest], whole: Sequence[Manifest]) -> bool:
     """Check that every Secret that the manifests name exists; create `redis` if the namespace has none.
+
+    Args:
+        cluster: the connection.
+        manifests: the objects of the stage.
+        whole: the objects of the whole run; one with an external queue needs no `redis`.
 
     Returns:
         Whether `redis` was created.
@@ -42,17 +48,21 @@ def ensure_secrets(cluster: Cluster, manifests: Sequence[Manifest]) -> bool:
     if missing:
         raise ClusterRefused(
             f"namespace {cluster.namespace} has no Secret {', '.join(missing)}: create it as described in "
-            "docs/security.md, or in docs/kubernetes.md for fairlead-hub and fairlead-registry. Nothing was "
-            "applied"
+            "docs/security.md, or in docs/kubernetes.md for fairlead-hub, fairlead-redis and "
+            "fairlead-registry. Nothing was applied"
         )
-    return _ensure_passwords(cluster)
+    return has_queue(whole) and _ensure_passwords(cluster)
 
 
 def _named(manifest: Manifest) -> Iterator[tuple[str, bool]]:
     """Yield the name of each Secret of an object's pods, and whether it is optional."""
     for source in manifest.get("imagePullSecrets", ()):
         yield source["name"], False
-    spec = (manifest["spec"].get("template") or {}).get("spec") or {} if "spec" in manifest else {}
+    for template in pod_templates(manifest):
+        yield from _named_by_pod(template["spec"])
+
+
+def _named_by_pod(spec: Manifest) -> Iterator[tuple[str, bool]]:
     for volume in spec.get("volumes", ()):
         if "secret" in volume:
             yield volume["secret"]["secretName"], bool(volume["secret"].get("optional"))

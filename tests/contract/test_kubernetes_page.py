@@ -77,9 +77,14 @@ def test_objects_named_by_commands_exist():
 
 @needs_kubectl
 def test_custom_overlays_render(tmp_path: Path):
-    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    block, _, metric = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     claim = of_kind(_rendered_from(tmp_path, block), "PersistentVolumeClaim")["fairlead"]
     assert claim["spec"]["storageClassName"] == "shared"
+    hpa = os.path.relpath(checkout() / "components" / "hpa", tmp_path.resolve())
+    resources, _, _ = block.partition("patches:")
+    objects = _rendered_from(tmp_path, f"{resources}components: [{hpa}]\n{metric}")
+    (by_tasks,) = of_kind(objects, "HorizontalPodAutoscaler")["rollout-worker"]["spec"]["metrics"]
+    assert by_tasks["external"]["metric"]["name"] == "fairlead_tasks"
     *_, values = re.findall(r"```yaml\n(.*?)```", GITOPS, re.DOTALL)
     objects = _rendered_from(tmp_path, values)
     patched = {

@@ -72,6 +72,7 @@ def test_operator_role_suffices_and_has_no_right_that_is_not_used(cluster, fairl
     fairlead(*UP, *parts)
     fairlead(*UP, *parts, "--set", "ppo.updates=8")
     fairlead(*UP, *parts, "--component", "jobset")
+    fairlead(*UP, "--component", "hpa")
     fairlead("status")
     fairlead("scale", "policy=2")
     fairlead("down")
@@ -188,3 +189,21 @@ def test_numbers_of_pods_are_reported_when_a_run_is_taken_down(cluster, fairlead
     fairlead("scale", "policy=3", "rollout-worker=4")
     shown = fairlead("down")
     assert "for as many pods as before: fairlead k8s scale policy=3 rollout-worker=4" in shown.stderr
+
+
+def test_what_an_autoscaler_of_kubernetes_scales_is_not_scaled_by_hand(cluster, fairlead):
+    fairlead(*UP, "--component", "hpa")
+    shown = fairlead("scale", "rollout-worker=4", code=2)
+    assert "rollout-worker is scaled by a HorizontalPodAutoscaler, from 1 to 16" in shown.stderr
+    fairlead("down")
+    assert named(cluster, "horizontalpodautoscalers") == {}
+
+
+def test_external_queue_needs_its_own_secret_and_no_other(cluster, fairlead):
+    flags = ("--component", "external-redis", "--set", "queue.redis_url=rediss://queue.test:6380")
+    assert "has no Secret fairlead-redis" in fairlead(*UP, *flags, code=2).stderr
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "fairlead-redis", "labels": {}}}
+    cluster.objects["secrets", "fairlead", "fairlead-redis"] = secret
+    assert "ignored" not in fairlead(*UP, *flags).stderr
+    assert list(named(cluster, "secrets")) == ["fairlead-redis"]
+    assert "redis" not in named(cluster, "statefulsets")

@@ -1,0 +1,93 @@
+"""Components for a queue of your own, autoscaling without KEDA, priority, and models in an image."""
+
+from __future__ import annotations
+
+import pytest
+
+from fairlead.config import load
+from fairlead.errors import ConfigError
+from fairlead.k8s.manifests import Target, render
+from fairlead.transports.rollouts.redis_connection import address, tls_options
+from tests.rendered import (
+    MODEL_SERVICES,
+    QUEUE,
+    container,
+    data_of,
+    needs_kubectl,
+    of_kind,
+    rendered,
+    templates,
+)
+
+pytestmark = needs_kubectl
+
+
+def test_external_queue_replaces_that_of_the_base(tmp_path, monkeypatch):
+    objects = rendered("kind, external redis")
+    assert not [
+        one
+        for one in objects
+        if one["metadata"]["name"].partition("-")[0] == "redis"
+        and one["kind"] in ("StatefulSet", "Service", "PodDisruptionBudget", "ConfigMap")
+    ]
+    monkeypatch.setenv("FAIRLEAD_QUEUE__REDIS_PASSWORD", "of-the-secret")
+    for name in ("trainer", "rollout-worker"):
+        found = container(templates(objects)[name])
+        variables = {one["name"]: one for one in found["env"]}
+        secret = variables["FAIRLEAD_QUEUE__REDIS_PASSWORD"]["valueFrom"]["secretKeyRef"]
+        assert secret == {"name": "fairlead-redis", "key": "password"}
+        (volume,) = [one for one in templates(objects)[name]["spec"]["volumes"] if one["name"] == "redis-ca"]
+        (mount,) = [one for one in found["volumeMounts"] if one["name"] == "redis-ca"]
+        authority = f"{mount['mountPath']}/{volume['secret']['items'][0]['path']}"
+        assert variables["FAIRLEAD_QUEUE__REDIS_TLS_CA"]["value"] == authority
+        # The pod's own settings, with a file where the Secret is mounted.
+        (tmp_path / "run.toml").write_text(data_of(objects, f"run-{name}")["run.toml"])
+        (tmp_path / "ca.crt").write_text("")
+        for key, value in data_of(objects, "cluster").items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setenv("FAIRLEAD_QUEUE__REDIS_TLS_CA", str(tmp_path / "ca.crt"))
+        queue = load(tmp_path / "run.toml").queue
+        assert (queue.redis_url, address(queue.redis_url)) == (QUEUE, "queue.test:6380")
+        assert tls_options(queue, name="queue")["ssl_ca_certs"] == str(tmp_path / "ca.crt")
+        assert templates(objects)[name]["metadata"]["labels"]["fairlead-queue"] == "external"
+    for trigger in of_kind(objects, "ScaledObject")["rollout-worker"]["spec"]["triggers"]:
+        shown = trigger["metadata"]
+        assert (shown["address"], shown["enableTLS"], shown["databaseIndex"]) == (
+            "queue.test:6380",
+            "true",
+            "2",
+        )
+    policy = of_kind(objects, "NetworkPolicy")["external-redis"]["spec"]
+    assert policy["egress"][0]["to"] == [{"namespaceSelector": {"matchLabels": {"fairlead-queue": "true"}}}]
+
+
+@pytest.mark.parametrize(
+    ("components", "overrides", "message"),
+    [
+        (("external-redis",), {}, r"queue\.redis_url: got ''"),
+        (("external-redis",), {"queue.redis_url": "unix:///run/redis"}, "got 'unix:///run/redis'"),
+        (("keda", "hpa"), {}, "two autoscalers of rollout-worker"),
+        (("model-image",), {}, "got 'image fairlead-models of "),
+    ],
+)
+def test_parts_that_cannot_work_are_refused(components, overrides, message):
+    target = Target(overlay="kind", components=components, namespace="fairlead")
+    with pytest.raises(ConfigError, match=message):
+        render(load(overrides=overrides), target)
+
+
+def test_models_of_an_image_are_mounted_and_every_pod_has_the_priority():
+    objects = rendered("kind, hpa, priority")
+    for name, template in templates(objects).items():
+        assert template["spec"]["priorityClassName"] == "fairlead"
+        images = [one["image"] for one in template["spec"]["volumes"] if "image" in one]
+        has_models = name in (*MODEL_SERVICES, "trainer")
+        assert bool(images) is has_models
+        if has_models:
+            assert images[0]["reference"].startswith("registry.test/team/fairlead-models:")
+            (mount,) = [one for one in container(template)["volumeMounts"] if one["name"] == "models"]
+            assert mount == {"name": "models", "mountPath": "/models", "readOnly": True}
+    for name in ("rollout-worker", "gateway"):
+        assert "cpu" in container(templates(objects)[name])["resources"]["requests"], (
+            "the base of utilization"
+        )
