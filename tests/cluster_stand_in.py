@@ -39,7 +39,7 @@ BUILT_IN = {
     },
     "apps/v1": {"Deployment": "deployments", "StatefulSet": "statefulsets"},
     "autoscaling/v2": {"HorizontalPodAutoscaler": "horizontalpodautoscalers"},
-    "batch/v1": {"Job": "jobs"},
+    "batch/v1": {"CronJob": "cronjobs", "Job": "jobs"},
     "networking.k8s.io/v1": {"Ingress": "ingresses", "NetworkPolicy": "networkpolicies"},
     "policy/v1": {"PodDisruptionBudget": "poddisruptionbudgets"},
 }
@@ -303,7 +303,9 @@ def writes(cluster: StandIn) -> list[str]:
 
 
 def _selects(selector: str, labels: dict[str, str]) -> bool:
-    """Return whether labels match a selector such as `a=b,c in (d,e)`."""
+    """Return whether labels match a selector such as `a=b,c in (d,e),f!=g`."""
+    if any(labels.get(name) == value for name, value in re.findall(r"([\w./-]+)!=([\w.-]+)", selector)):
+        return False
     parts = re.findall(r"([\w./-]+)(?:=([\w.-]+)| in \(([^)]*)\))", selector)
     return all(
         labels.get(name) in ([value] if value else several.split(",")) for name, value, several in parts

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 
 from fairlead.config import load
-from fairlead.k8s.manifests import Manifest, Target, checkout, job_spec, render
+from fairlead.k8s.manifests import Manifest, Target, checkout, render
+from fairlead.k8s.settings import pod_templates
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
 MODEL_SERVICES = {"policy": 5001, "reward": 5002, "reference": 5003}
 """Port by service."""
 OF_OVERLAYS = ("gpu", "namespace")
 """Components that overlays have themselves."""
-INSTEAD_OF_OTHERS = ("external-redis", "external-redis-ca", "hpa")
-"""Components that replace the base's queue or the component keda."""
+INSTEAD_OF_OTHERS = ("external-redis", "external-redis-ca", "hpa", "backup-feedback")
+"""Components that replace the base's queue or the component keda, or need what another replaces."""
 QUEUE = "rediss://runs@queue.test:6380/2"
 """Address of the queue of variants with `external-redis`."""
 VARIANTS = {
@@ -39,6 +40,7 @@ VARIANTS = {
         "kind",
         ("external-redis", "external-redis-ca", "keda", "network-policies", "jobset"),
     ),
+    "kind, feedback, backup": ("kind", ("feedback", "backup", "backup-feedback")),
     "kind, hpa, priority": ("kind", ("hpa", "priority", "model-image")),
     "everything": (
         "gpu",
@@ -76,10 +78,8 @@ def of_kind(objects: Sequence[Manifest], *kinds: str) -> dict[str, Manifest]:
 
 def templates(objects: Sequence[Manifest]) -> dict[str, Manifest]:
     """Return the pod templates by process."""
-    return {
-        name: job_spec(one)["template"]
-        for name, one in of_kind(objects, "Deployment", "StatefulSet", "Job", "JobSet").items()
-    }
+    kinds = ("Deployment", "StatefulSet", "Job", "JobSet", "CronJob")
+    return {name: next(pod_templates(one)) for name, one in of_kind(objects, *kinds).items()}
 
 
 def container(template: Manifest) -> dict[str, Any]:

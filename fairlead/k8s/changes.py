@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fairlead.errors import ClusterRefused, ConfigError, Stalled
 from fairlead.k8s.cluster import Cluster, ImmutableObject
-from fairlead.k8s.manifests import COMPONENT, JOB_SET, NAME, OURS, Manifest
+from fairlead.k8s.manifests import BACKUP, COMPONENT, JOB_SET, NAME, OURS, Manifest
 from fairlead.k8s.secret import SECRET
 from fairlead.k8s.settings import pod_templates
 
@@ -25,12 +25,14 @@ _POLL_SECONDS = 0.5
 _KEDA = ("keda.sh/v1alpha1", "ScaledObject")
 _HPA = ("autoscaling/v2", "HorizontalPodAutoscaler")
 _JOB = ("batch/v1", "Job")
+_CRON_JOB = ("batch/v1", "CronJob")
 _STAGE = re.compile(r"trainer\.(sft|reward_model|preference|ppo)")
 STOP_ORDER: tuple[tuple[tuple[str, str], str], ...] = (
     # Autoscalers, which create pods; then clients of the services, the services and the queue, as on one
     # machine.
     (_KEDA, OURS),
     (_HPA, OURS),
+    (_CRON_JOB, OURS),
     (JOB_SET, OURS),
     (_JOB, OURS),
     (("apps/v1", "Deployment"), f"{OURS},{COMPONENT} in (worker,gateway)"),
@@ -52,7 +54,9 @@ WITHOUT_PODS: _Kinds = (
 )
 """The other kinds that `up` applies and `down` deletes."""
 _CLAIM = ("v1", "PersistentVolumeClaim")
-"""The run's files, the queue's data and what people said: only `purge` deletes them, and the passwords."""
+"""The run's files, the queue's data and what people said: only `purge` deletes them, and the passwords. It
+keeps backups.
+"""
 
 
 def apply_all(
@@ -188,7 +192,7 @@ def take_down(
         report(f"after the next up, for as many pods as before: fairlead k8s scale {numbers}")
     kinds: _Kinds = (*WITHOUT_PODS, _CLAIM) if purge else WITHOUT_PODS
     for kind in kinds:
-        for manifest in cluster.list_if_known(*kind):
+        for manifest in cluster.list_if_known(*kind, selector=f"{OURS},{COMPONENT}!={BACKUP}"):
             cluster.delete(*kind, manifest["metadata"]["name"])
     if purge:
         cluster.delete("v1", "Secret", SECRET)

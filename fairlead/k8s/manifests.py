@@ -59,6 +59,8 @@ _TLS_SECRET = "fairlead-tls"
 """Secret with certificate, key and authority; in k8s/components/tls/."""
 _FEEDBACK = "feedback"
 """Label of the objects of the component of this name. People rank answers before and between stages, too."""
+BACKUP = "backup"
+"""Label of the objects of backups, which every stage has, and whose volume is never deleted."""
 _IMAGES = ("fairlead-light", "fairlead-model", "fairlead-vllm")
 _MODELS = "fairlead-models"
 """Image of the component `model-image`, which kustomize does not name: it is in a volume."""
@@ -102,7 +104,7 @@ def render(config: RunConfig, target: Target) -> list[Manifest]:
 
 def of_stage(objects: Sequence[Manifest], stage: str) -> list[Manifest]:
     """Return the objects that a stage needs, out of those of the whole run."""
-    parts = (*_PARTS[stage], _FEEDBACK, "namespace") if stage in _PARTS else None
+    parts = (*_PARTS[stage], _FEEDBACK, BACKUP, "namespace") if stage in _PARTS else None
     return [one for one in objects if parts is None or one["metadata"]["labels"].get(COMPONENT) in parts]
 
 

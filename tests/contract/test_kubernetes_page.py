@@ -77,7 +77,7 @@ def test_objects_named_by_commands_exist():
 
 @needs_kubectl
 def test_custom_overlays_render(tmp_path: Path):
-    block, _, metric = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    block, _, metric, shared = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     claim = of_kind(_rendered_from(tmp_path, block), "PersistentVolumeClaim")["fairlead"]
     assert claim["spec"]["storageClassName"] == "shared"
     hpa = os.path.relpath(checkout() / "components" / "hpa", tmp_path.resolve())
@@ -85,6 +85,11 @@ def test_custom_overlays_render(tmp_path: Path):
     objects = _rendered_from(tmp_path, f"{resources}components: [{hpa}]\n{metric}")
     (by_tasks,) = of_kind(objects, "HorizontalPodAutoscaler")["rollout-worker"]["spec"]["metrics"]
     assert by_tasks["external"]["metric"]["name"] == "fairlead_tasks"
+    objects = _rendered_from(tmp_path, shared)
+    (settings,) = [one["data"] for one in objects if one["metadata"]["name"].startswith("cluster-")]
+    assert settings["FAIRLEAD_REWARD__ADDRESSES"] == '["dns:///reward.team-a.svc:5002"]'
+    assert not {"reward", "reference"} & {one["metadata"]["name"] for one in objects}
+    assert "policy" in of_kind(objects, "Deployment")
     *_, values = re.findall(r"```yaml\n(.*?)```", GITOPS, re.DOTALL)
     objects = _rendered_from(tmp_path, values)
     patched = {

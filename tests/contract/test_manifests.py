@@ -49,6 +49,7 @@ COMPONENTS = {
     "trainer": ("trainer",),
     "weights": ("weights",),
     "feedback": ("feedback",),
+    "backup": ("backup", "backup-feedback", "restore-feedback"),
     "autoscaler": (),
     "monitoring": (),
     "network": (),
@@ -274,7 +275,7 @@ def test_selectors_find_their_own_pods_and_no_others(objects):
             for name, template in templates(objects).items()
             if endpoint in {port["name"] for port in container(template).get("ports", ())}
         }
-        assert monitored - ports == {"redis", "files"} & set(labels)
+        assert monitored - ports == {"redis", "files", "backup"} & set(labels)
 
 
 def test_ports_of_services_containers_probes_and_addresses_match(objects):
@@ -321,7 +322,11 @@ def test_every_reference_resolves(objects):
         assert mounted - {"data"} == set(volumes)
         for volume in volumes.values():
             assert volume.get("configMap", {}).get("name", next(iter(maps))) in maps
-            assert volume.get("persistentVolumeClaim", {}).get("claimName", "fairlead") in claims
+            # The claim of the feedback service's pod is made by its StatefulSet.
+            assert volume.get("persistentVolumeClaim", {}).get("claimName", "fairlead") in (
+                *claims,
+                *(f"data-{one}-0" for one in {"feedback"} & set(of_kind(objects, "StatefulSet"))),
+            )
         for source in container(template).get("envFrom", ()):
             made_by_hand = source.get("secretRef", {}).get("name") == "fairlead-api-key"
             assert made_by_hand or source["configMapRef"]["name"] in maps

@@ -72,7 +72,7 @@ def test_operator_role_suffices_and_has_no_right_that_is_not_used(cluster, fairl
     fairlead(*UP, *parts)
     fairlead(*UP, *parts, "--set", "ppo.updates=8")
     fairlead(*UP, *parts, "--component", "jobset")
-    fairlead(*UP, "--component", "hpa")
+    fairlead(*UP, "--component", "hpa", "--component", "backup")
     fairlead("status")
     fairlead("scale", "policy=2")
     fairlead("down")
@@ -207,3 +207,14 @@ def test_external_queue_needs_its_own_secret_and_no_other(cluster, fairlead):
     assert "ignored" not in fairlead(*UP, *flags).stderr
     assert list(named(cluster, "secrets")) == ["fairlead-redis"]
     assert "redis" not in named(cluster, "statefulsets")
+
+
+def test_backups_belong_to_every_stage_and_survive_a_purge(cluster, fairlead):
+    fairlead(*UP, "--stage", "files", "--component", "backup")
+    assert list(named(cluster, "cronjobs")) == ["backup"]
+    shown = fairlead("down", "--purge", "--yes").stdout
+    assert "kept: PersistentVolumeClaim fairlead-backup" in shown
+    assert (named(cluster, "cronjobs"), list(named(cluster, "persistentvolumeclaims"))) == (
+        {},
+        ["fairlead-backup"],
+    )

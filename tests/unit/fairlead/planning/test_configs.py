@@ -126,3 +126,27 @@ def test_trainer_that_cannot_divide_key_value_heads_is_named(tmp_path: Path):
     plan = planned("llama8b.toml", LLAMA_8B, tmp_path, gpus=19, gpu_gib=79, settings=settings)
     trainer = plan.stage("ppo").processes[0]
     assert trainer.problem == "ranks.tensor_parallel = 16 does not divide the 8 key-value heads"
+
+
+ONE_B = {"model.path": "Llama-3.2-1B"}
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "models", "gpus", "gpu_gib", "settings"),
+    [
+        ("| 1 B | adapters", "llama8b.toml", ONE_B, 4, 23, {"ranks.per_node": 1, "ppo.lora.rank": 16}),
+        ("| 1 B | all", "llama8b.toml", ONE_B, 4, 79, {"ranks.per_node": 1}),
+        ("| 8 B | all", "llama8b.toml", LLAMA_8B, 8, 79, {}),
+        ("| 70 B | adapters", "llama70b.toml", LLAMA_70B, 8, 79, {}),
+    ],
+)
+def test_gpu_sizes_of_the_kubernetes_page(row, name, models, gpus, gpu_gib, settings, tmp_path):
+    page = (CONFIGS.parent / "docs" / "kubernetes.md").read_text()
+    (line,) = [one for one in page.splitlines() if one.startswith(row)]
+    cells = dict(zip(("trainer", "policy", "reward", "reference"), line.split("|")[3:7], strict=True))
+    plan = planned(name, models, tmp_path, gpus=gpus, gpu_gib=gpu_gib, settings=settings)
+    assert obstacle(plan) == ""
+    sizes = {one.name: one.gpu_bytes / (1 << 30) for one in plan.stage("ppo").processes if one.gpu_bytes}
+    assert {key: cells[key].split("×")[1].split()[0] for key in sizes} == {
+        key: f"{size:.1f}" for key, size in sizes.items()
+    }
