@@ -151,9 +151,10 @@ def test_missing_or_broken_kubeconfig_and_unknown_context(cluster, tmp_path):
         (["--overlay", "none"], "overlay: got 'none', allowed: one of gpu, kind, large, or a folder"),
         (
             ["--overlay", "kind", "--component", "none"],
-            "allowed: one of feedback, feedback-postgres, gateway-api, gateway-ingress, gpu, hub-token, "
-            "jobset, keda, keys, monitoring, namespace, network-policies, operator-role, pull-secret, tls, "
-            "weights-over-grpc",
+            "allowed: one of backup, backup-feedback, external-redis, external-redis-ca, feedback, "
+            "feedback-postgres, gateway-api, gateway-ingress, gpu, hpa, hub-token, jobset, keda, keys, "
+            "model-image, monitoring, namespace, network-policies, operator-role, priority, pull-secret, "
+            "tls, weights-over-grpc",
         ),
         (["--overlay", "gpu"], "allowed: an image with a registry: --registry"),
         (
