@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,7 @@ from fairlead.cli.serve import Service
 from fairlead.cli.serve import serve as serve_service
 
 if TYPE_CHECKING:
-    pass
+    from fairlead.feedback_client import FeedbackClient
 
 _POLL_SECONDS = 2.0
 
@@ -114,10 +115,11 @@ def serve(
 def invite(
     handle: Annotated[str, typer.Argument(help="Name of the person.")],
     address: Address,
-    role: Annotated[Role, typer.Option("--role", help="What they may do.")] = Role.LABELER,
+    role: Annotated[Role | None, typer.Option("--role", help="What they may do; labeler by default.")] = None,
     cohort: Annotated[
-        Cohort, typer.Option("--cohort", help="heldout: their rankings are never trained on.")
-    ] = Cohort.TRAIN,
+        Cohort | None,
+        typer.Option("--cohort", help="heldout: their rankings are never trained on; train by default."),
+    ] = None,
 ) -> None:
     """Add a person, or find one of this name, and print a new link."""
     with client_of(address) as client:
@@ -125,8 +127,14 @@ def invite(
             (one for one in client.call("GET", "/people")["people"] if one["handle"] == handle), None
         )
         if known is None:
-            body = {"handle": handle, "role": role.value, "cohort": cohort.value}
-            known = client.call("POST", "/people", body)
+            given = {"role": role or Role.LABELER, "cohort": cohort or Cohort.TRAIN}
+            known = client.call("POST", "/people", {"handle": handle, **given})
+        for flag, value in (("role", role), ("cohort", cohort)):
+            if value is not None and value != known[flag]:
+                fail(
+                    f"--{flag}: got {value.value}, but {handle} is there already with {known[flag]}, "
+                    f"allowed: no --{flag}, which keeps it; a lead changes it on the page People"
+                )
         found = client.call("POST", f"/people/{known['id']}/invitation")
     link = found["link"]
     say(
@@ -160,8 +168,10 @@ def tasks(
     given = {"kind": kind, "overlap": overlap, "priority": priority}
     fields = {name: value for name, value in given.items() if value is not None}
     with client_of(address) as client:
-        new = [one for file in files for one in client.add_tasks(_tasks(file, fields), project=project)]
+        new = [one for file in files for one in _add(client, file, fields, project)]
     say(f"{sum(new)} new tasks, {len(new) - sum(new)} known before")
+    if not all(new) and (overlap is not None or priority is not None):
+        say("tasks that were known keep their overlap and priority", err=True)
 
 
 app.command(
@@ -243,13 +253,18 @@ def export(
         Form.ARGILLA: ["rank", "pair"],
         Form.LABEL_STUDIO: ["rank", "pair"],
     }
+    if out.is_dir() or not out.parent.is_dir():
+        fail(f"--out: got {out}, allowed: a file in a folder that exists")
     wanted: dict[str, Any] = {"kinds": kinds[form], "cohorts": [cohort.value]}
     with client_of(address) as client:
         snapshot = client.snapshot(**wanted, **({"project": project} if project else {}))
         data = client.export(snapshot["digest"], form.value)
     aside = out.with_name(f".{out.name}.{os.getpid()}")
-    aside.write_bytes(data)
-    aside.replace(out)
+    try:
+        aside.write_bytes(data)
+        aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)
     count = len(data.splitlines())
     say(f"{out}: {count} lines of {snapshot['entries']} judgments", err=True, dim=True)
     typer.echo(snapshot["digest"])
@@ -356,12 +371,35 @@ def verify(address: Address) -> None:
     typer.echo(head["id"])
 
 
-def _tasks(file: Path, fields: Mapping[str, object]) -> Iterator[dict[str, Any]]:
-    """Yield the tasks of a file; keys that the API does not know are left out."""
+def _add(
+    client: FeedbackClient, file: Path, fields: Mapping[str, object], project: str | None
+) -> Iterator[bool]:
+    """Add the tasks of a file; yield for each whether it is new. An invalid task is named by its line."""
+    from fairlead.errors import InvalidInput
+
+    numbers: list[int] = []
+    added = 0
+    try:
+        for one in client.add_tasks(_tasks(file, fields, numbers), project=project):
+            added += 1
+            yield one
+    except InvalidInput as error:
+        found = re.match(r"tasks\[(\d+)\][.:]?\s*(.*)", str(error), re.DOTALL)
+        if found is None:
+            raise
+        before = f"; the tasks before line {numbers[added]} were added" if added else ""
+        fail(f"{file}:{numbers[added + int(found[1])]}: {found[2]}{before}")
+
+
+def _tasks(file: Path, fields: Mapping[str, object], numbers: list[int]) -> Iterator[dict[str, Any]]:
+    """Yield the tasks of a file, and append the number of each line to `numbers`; keys that the API does not
+    know are left out.
+    """
     from fairlead.cli import lines
 
     known = ("prompt", "responses", "gold", "why", "round", "source", "consent", "user", "split_group")
     for line in lines.read(file, field="FILES", text_key=None):
+        numbers.append(line.number)
         yield {name: line.values[name] for name in known if name in line.values} | dict(fields)
 
 

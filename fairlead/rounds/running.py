@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
 from rich.console import Console
 
 from fairlead.config import RunConfig, RunFolder
+from fairlead.data.chat import Prompt
 from fairlead.data.records import load_prompts
 from fairlead.feedback_client import FeedbackClient
 from fairlead.local.run_files import RunLock
@@ -51,6 +52,8 @@ def running(
     with contextlib.ExitStack() as stack:
         # Not the lock of the run's folder, which each stage takes.
         stack.enter_context(RunLock(RunFolder(config.folder.root / "iterate")))
+        # First, since files that cannot be read are the most common mistake.
+        prompts = load_prompts(config)
         standby = stack.enter_context(Standby())
         connect = _service(config, stack, show, waits=cohorts is None)
         project = config.feedback.project.name
@@ -60,7 +63,7 @@ def running(
         if cohorts is not None:
             labelers.poll_seconds = _POLL_SECONDS_OF_PROGRAMS
         labelers.fresh_labels = fresh_labels
-        loop = _loop(config, labelers, Training(console, standby))
+        loop = _loop(config, [*prompts.train, *prompts.heldout], labelers, Training(console, standby))
         if cohorts is None:
             yield Iteration(loop=loop, labelers=labelers, show=show)
         else:
@@ -104,11 +107,13 @@ def _labelers(
     )
 
 
-def _loop(config: RunConfig, labelers: FeedbackLabelers, training: Training) -> Loop:
-    section, prompts = config.iterate, load_prompts(config)
+def _loop(
+    config: RunConfig, prompts: Sequence[Prompt], labelers: FeedbackLabelers, training: Training
+) -> Loop:
+    section = config.iterate
     return Loop(
         config=config,
-        prompts=[*prompts.train, *prompts.heldout],
+        prompts=prompts,
         plan=TaskPlan(
             num_tasks=section.tasks, num_answers=section.answers, with_replacement=section.repeat_prompts
         ),

@@ -29,7 +29,7 @@ class Steps:
         verb: str,
         total: int,
         show: Callable[[str], None],
-        fresh: bool = False,
+        fresh: bool | None = None,
     ) -> None:
         """
         Args:
@@ -38,7 +38,8 @@ class Steps:
             verb: the command that runs the steps, such as `quickstart`, for messages.
             total: number of steps, for the output.
             show: shows a line of progress.
-            fresh: remove the folder of an earlier run of the same command and start over.
+            fresh: remove the folder of an earlier run of the same command and start over; None if the verb
+                has no flag for it.
 
         Raises:
             ConfigError: the folder belongs to the same command with other settings, or to something else.
@@ -48,6 +49,7 @@ class Steps:
         self._show = show
         folder = file.parent
         self._key = key
+        self._has_fresh = fresh is not None
         self._total = total
         self._number = 0
         self._seconds: dict[str, float] = {}
@@ -97,10 +99,11 @@ class Steps:
     def _resume(self) -> None:
         kept = json.loads(self._file.read_text(encoding="utf-8"))
         if kept["key"] != self._key:
+            fresh = "--fresh to start over, " if self._has_fresh else ""
             raise ConfigError(
                 self._verb,
                 got=f"{self._file.parent}, made with other settings",
-                allowed="the same seed and settings, --fresh to start over, or --set name=another",
+                allowed=f"the same seed and settings, {fresh}or --set name=another",
             )
         self._seconds = {name: float(seconds) for name, seconds in kept["seconds"].items()}
         self._cpu_seconds = {name: float(value) for name, value in kept.get("cpu_seconds", {}).items()}

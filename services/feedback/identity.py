@@ -94,10 +94,13 @@ class Authentication:
         elif self._service.is_open:
             self._access.authorize(caller, bearer=None, scope=None)
             if need.person:
-                raise Unauthenticated("choose a handle first: POST /v1/feedback/sessions")
+                raise Unauthenticated("choose a name first; programs do so with POST /v1/feedback/sessions")
             scope[_KEY] = Identity()
         else:
-            raise Unauthenticated("sign in, or send an API key: `authorization: Bearer fl_…`")
+            raise Unauthenticated(
+                "sign in, or send an API key: `authorization: Bearer fl_…`; "
+                "commands of fairlead send that in FAIRLEAD_API_KEY"
+            )
 
     async def _of_session(self, token: str, need: Need) -> Identity:
         person = await self._service.threads.run(self._service.store.people.of_session, token)

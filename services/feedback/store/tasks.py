@@ -332,7 +332,9 @@ def _check(task: NewTask, project: Project, index: int, limits: Limits) -> None:
         "pair": (2, 2),
         "edit": (1, settings.max_answers),
     }.get(task.kind, (0, 0))
-    check_whole(f"{where}.answers", len(task.answers), low, high)
+    if not low <= (count := len(task.answers)) <= high:
+        allowed = f"{low} to {high}" if low < high else "none" if not high else str(high)
+        raise InvalidInput(f"{where}.answers", got=f"{count} answers", allowed=f"{allowed} for {task.kind}")
     texts = set()
     for number, answer in enumerate(task.answers):
         name = f"{where}.answers[{number}]"

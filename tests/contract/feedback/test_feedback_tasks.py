@@ -69,13 +69,13 @@ def test_same_content_imported_twice_has_the_same_id(world: World):
 
 
 INVALID_TASKS = [
-    (ranking_task(k=1), r"tasks\[0\].answers: got 1"),
+    (ranking_task(k=1), r"tasks\[0\].answers: got '1 answers'"),
     (
         ranking_task(k=10, prompt=replace(prompt("x"), turns=(Message("text", "x"),))),
-        r"allowed: a whole number from 2 to 9",
+        r"allowed: 2 to 9 for rank",
     ),
-    (ranking_task(k=3, kind="pair"), r"answers: got 3"),
-    (ranking_task(k=3, kind="write"), r"answers: got 3"),
+    (ranking_task(k=3, kind="pair"), r"answers: got '3 answers'"),
+    (ranking_task(k=3, kind="write"), r"answers: got '3 answers'"),
     (ranking_task(kind="poem"), r"kind: got 'poem'"),
     (ranking_task(why="gold"), r"gold: got None"),
     (ranking_task(overlap=0), r"overlap: got 0"),

@@ -30,8 +30,22 @@ async def test_verbs_add_tasks_invite_people_and_export(tmp_path: Path) -> None:
         again = await run("invite", "anna")
         assert invited.stdout.startswith(f"http://{http.address}/invitation?token=")
         assert invited.stdout != again.stdout
+        other = await run("invite", "anna", "--role", "lead")
+        assert (other.exit_code, "anna is there already with labeler" in other.stderr) == (2, True)
         anna = await http.signed_in(invitation=again.stdout.strip().rpartition("=")[2])
 
+        # A task is named by its line, also beyond the first request; known ones stay as they are.
+        many = [json.dumps(task(number)) for number in range(3)] * 70
+        wrong = tmp_path / "wrong.jsonl"
+        wrong.write_text("\n".join([*many, '{"prompt": "alone", "responses": ["one"]}']))
+        refused = await run("tasks", str(wrong))
+        assert f"{wrong}:211: responses: got '1 answers', allowed: 2 to 9 for rank; " in refused.stderr
+        assert "the tasks before line 201 were added" in refused.stderr
+        kept = await run("tasks", str(answers), "--overlap", "2")
+        assert "keep their overlap" in kept.stderr
+
+        folder = await run("export", "--out", str(tmp_path))
+        assert (folder.exit_code, "allowed: a file in a folder that exists" in folder.stderr) == (2, True)
         nothing = await run("export", "--out", str(out))
         assert (nothing.exit_code, "allowed: one that a judgment matches" in nothing.stderr) == (2, True)
         for number in range(3):

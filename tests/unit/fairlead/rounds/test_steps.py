@@ -11,7 +11,9 @@ from fairlead.errors import ConfigError
 from fairlead.rounds.steps import Steps
 
 
-def steps(file: Path, *, key: str = "k", verb: str = "iterate", fresh: bool = False, lines=None) -> Steps:
+def steps(
+    file: Path, *, key: str = "k", verb: str = "iterate", fresh: bool | None = False, lines=None
+) -> Steps:
     shown = [] if lines is None else lines
     return Steps(file, key=key, verb=verb, total=2, show=shown.append, fresh=fresh)
 
@@ -51,6 +53,8 @@ def test_other_settings_are_refused_and_fresh_starts_over(tmp_path: Path) -> Non
         f"quickstart: got '{file.parent}, made with other settings', allowed: the same seed and settings, "
         "--fresh to start over, or --set name=another"
     )
+    with pytest.raises(ConfigError, match="the same seed and settings, or --set name=another"):
+        steps(file, key="other", fresh=None)  # of a verb without the flag
     assert steps(file, key="other", fresh=True).seconds == {}
     assert not (file.parent / "left").exists()
 
