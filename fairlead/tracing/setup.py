@@ -10,11 +10,15 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from fairlead import log
-from fairlead.config.infrastructure import ObserveSection
 from fairlead.errors import ConfigError
 from fairlead.tracing import spans
+
+if TYPE_CHECKING:
+    # Clients import this package; they start without pydantic.
+    from fairlead.config.infrastructure import ObserveSection
 
 logger = logging.getLogger(__name__)
 

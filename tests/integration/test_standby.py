@@ -108,9 +108,10 @@ async def test_the_supervisor_uses_it_and_ends_it(
 
 
 def test_unused_processes_end_with_the_block(environment: dict[str, str]):
+    before = own_processes()
     with Standby(imports=[]) as standby:
         standby.prepare(1, environment)
-        [process] = own_processes()
+        [process] = own_processes() - before
     deadline = time.monotonic() + 10
     while process.is_running() and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -80,9 +80,7 @@ def test_stage_without_services_reports_steps_phases_and_figures(tmp_path):
         return registry.get_sample_value(f"fairlead_stage_{metric}", {"stage": "reward_model", **labels})
 
     assert value("last_step_timestamp_seconds") is None
-    with Tracker(
-        "reward_model", RunFolder(tmp_path / "run"), total=9, tensorboard=False, metrics=metrics
-    ) as tracker:
+    with Tracker("reward_model", RunFolder(tmp_path / "run"), total=9, metrics=metrics) as tracker:
         begun = value("last_step_timestamp_seconds")
         assert begun is not None
         tracker.phase("train")

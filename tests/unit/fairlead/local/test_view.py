@@ -90,7 +90,8 @@ def test_view_fits_the_terminal(tmp_path: Path, width: int):
 
 def test_view_shows_the_most_important_figures(tmp_path: Path):
     text = "\n".join(drawn(view(tmp_path), 120))
-    assert f"{tmp_path} · running · ppo · update 12 of 24 · 0:00 · ETA 1:15" in text
+    # Of a folder's path that would not fit, only the name is left.
+    assert f"{tmp_path.name} · running · ppo · update 12 of 24 · 0:00 · ETA 1:15" in text
     # The tasks that are missing follow only when the wait is long.
     assert "wait for 8 of 256 tasks of update 12 · 0:03" in text
     assert "reward        1.23" in text
