@@ -14,7 +14,7 @@ from monitoring.boards import Board, Panel
 from monitoring.catalogue import catalogue, names
 
 SELECTION = 'namespace=~"$namespace", run=~"$run"'
-"""What `RUN` in a query stands for."""
+"""What replaces `RUN` in a query."""
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _COLUMNS = 24
 _HEIGHTS = {"stat": 4}

@@ -1,6 +1,6 @@
 """A dashboard, its panels and their queries.
 
-`RUN` in a query stands for the labels that the variables of the dashboard select. A metric that
+`RUN` in a query is replaced by the labels that the variables of the dashboard select. A metric that
 fairlead/metrics does not have fails when the dashboards are written. Knows nothing about Grafana's format.
 """
 

@@ -7,7 +7,7 @@ from monitoring.boards.base import RATE, Board, Panel, mean, quantile
 SERVICES = Board(
     "services",
     "Fairlead: Services",
-    "Which process is down, slow, behind or overloaded.",
+    "Which process is down, slow, overloaded, or has old weights.",
     (
         Panel(
             "Processes",
@@ -31,7 +31,7 @@ SERVICES = Board(
             limits=(15, 60),
         ),
         Panel(
-            "Updates behind the trainer",
+            "Age of weights in updates",
             (
                 "scalar(max(fairlead_trainer_update{RUN})) - (max by (process) (fairlead_policy_weight_update{RUN}) "
                 "and on (process) max by (process) (fairlead_process_ready{RUN}) == 1)",
