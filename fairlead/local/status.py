@@ -294,7 +294,7 @@ def _state(
         return _state_of_progress(now, results, age_seconds)
     outcome = supervised.outcome
     ended = outcome is not None and all(process.state == "ended" for process in supervised.processes)
-    # Whoever supervised the stage may live on, as between the stages of a quickstart.
+    # The supervisor of the stage may live on, as between the stages of a quickstart.
     if supervised.alive and not ended:
         return "running", f"ending: {outcome.message}" if outcome else ""
     if outcome is None:
