@@ -138,6 +138,10 @@ def _work(
                 logger.warning("simulated labeler %s: %s", labeler.name, error)
                 signed_in = False
                 done.wait(_LONGEST_IDLE_SECONDS)
+            except Exception:
+                # A mistake in the labeler's own code would come again with the same task.
+                logger.exception("simulated labeler %s failed, and ranks nothing more", labeler.name)
+                return
 
 
 def _rank(client: FeedbackClient, labeler: SimulatedLabeler, tasks: Sequence[Task]) -> None:

@@ -97,16 +97,25 @@ class Steps:
         self._save()
 
     def _resume(self) -> None:
-        kept = json.loads(self._file.read_text(encoding="utf-8"))
-        if kept["key"] != self._key:
+        try:
+            kept = json.loads(self._file.read_text(encoding="utf-8"))
+            key, seconds = kept["key"], {name: float(value) for name, value in kept["seconds"].items()}
+            cpu_seconds = {name: float(value) for name, value in kept.get("cpu_seconds", {}).items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                self._verb,
+                got=f"{self._file}, which is damaged ({error})",
+                allowed="the file as the command wrote it, or --set name=another",
+            ) from error
+        # As long as no step is done, nothing was made with the settings.
+        if seconds and key != self._key:
             fresh = "--fresh to start over, " if self._has_fresh else ""
             raise ConfigError(
                 self._verb,
                 got=f"{self._file.parent}, made with other settings",
                 allowed=f"the same seed and settings, {fresh}or --set name=another",
             )
-        self._seconds = {name: float(seconds) for name, seconds in kept["seconds"].items()}
-        self._cpu_seconds = {name: float(value) for name, value in kept.get("cpu_seconds", {}).items()}
+        self._seconds, self._cpu_seconds = seconds, cpu_seconds
 
     def _save(self) -> None:
         kept = {"key": self._key, "seconds": self._seconds, "cpu_seconds": self._cpu_seconds}

@@ -65,3 +65,20 @@ def test_folder_of_something_else_is_never_removed(tmp_path: Path, fresh: bool) 
     with pytest.raises(ConfigError, match="this one is not empty and not of an iterate"):
         steps(tmp_path / "iterate.json", fresh=fresh)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_other_settings_are_accepted_while_no_step_is_done(tmp_path: Path) -> None:
+    file = tmp_path / "q" / "stages.json"
+    steps(file)
+    steps(file, key="other").run("one", "first", (file.parent / "made").touch)
+    with pytest.raises(ConfigError, match="made with other settings"):
+        steps(file)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"key": "k"}', '{"key": "k", "seconds": {"one": "x"}}'])
+def test_damaged_file_of_steps_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "q" / "stages.json"
+    steps(file)
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="damaged"):
+        steps(file)
