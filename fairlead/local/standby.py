@@ -2,8 +2,9 @@
 
 Importing torch and transformers takes several seconds of CPU time in every process. A caller that knows which
 stage comes next, such as the quickstart, prepares processes while the current stage leaves a core free; the
-supervisor then hands each a command instead of starting a new interpreter. A process that is not ready, or
-that has died, is simply not used. Nothing is forked: each is an interpreter of its own.
+supervisor then hands each a command instead of starting a new interpreter. They import one after the other,
+on the cores that the current stage leaves. A process that has died is simply not used. Nothing is forked: each
+is an interpreter of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +62,8 @@ class Standby:
             imports: modules that each process imports before it waits.
         """
         self._imports = tuple(imports)
+        self._locks: tempfile.TemporaryDirectory[str] | None = None
+        self._num_started = 0
         self._waiting: list[tuple[subprocess.Popen[bytes], dict[str, str]]] = []
 
     def __enter__(self) -> Standby:
@@ -74,6 +78,9 @@ class Standby:
     ) -> None:
         """End the processes that wait."""
         self.clear()
+        if self._locks is not None:
+            self._locks.cleanup()
+            self._locks = None
 
     def prepare(self, count: int, environment: Mapping[str, str]) -> None:
         """Start `count` more processes with this environment.
@@ -87,7 +94,7 @@ class Standby:
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", launch.__file__, str(os.getpid())),
-                    *(sys.executable, "-m", _MODULE, *self._imports),
+                    *(sys.executable, "-m", _MODULE, self._next_lock(), *self._imports),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -96,6 +103,15 @@ class Standby:
                 start_new_session=True,
             )
             self._waiting.append((process, dict(environment)))
+
+    def _next_lock(self) -> str:
+        """Return a file that a process locks while it imports: one for each core but one."""
+        if self._locks is None:
+            self._locks = tempfile.TemporaryDirectory(prefix="fairlead-standby-")
+        self._num_started += 1
+        file = Path(self._locks.name) / str(self._num_started % max(1, (os.cpu_count() or 2) - 1))
+        file.touch()
+        return str(file)
 
     def take(
         self, command: Sequence[str], environment: Mapping[str, str], *, log: Path

@@ -1,4 +1,5 @@
-"""The program of a process on standby: import the modules that are named, wait for a command, become it.
+"""The program of a process on standby: import the modules that are named in its turn, wait for a command, become
+it. With the command its turn has come.
 
 The command comes as JSON on standard input (`standby.py`); the end of the input without one ends the process.
 It then runs the module as `python -m` would, with the command's arguments, variables and log.
@@ -7,11 +8,17 @@ It then runs the module as `python -m` would, with the command's arguments, vari
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import json
 import os
 import runpy
+import select
 import sys
+from pathlib import Path
+from typing import IO
+
+_POLL_SECONDS = 0.05
 
 
 def _become(order: dict[str, object]) -> None:
@@ -29,12 +36,32 @@ def _become(order: dict[str, object]) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
+def _take_turn(lock: Path) -> IO[str] | None:
+    """Lock a file, which closing it unlocks; None if a command, or the end of the input, comes first."""
+    try:
+        file = lock.open()
+    except OSError:  # Nobody prepares any more.
+        return None
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if select.select([sys.stdin], [], [], _POLL_SECONDS)[0]:
+                file.close()
+                return None
+
+
 def main() -> None:
     """Import, wait, run."""
-    for name in sys.argv[1:]:
+    lock, *imports = sys.argv[1:]
+    turn = _take_turn(Path(lock))
+    for name in imports:
         # The command itself reports what it cannot import.
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    if turn is not None:
+        turn.close()
     text = sys.stdin.buffer.read()
     if not text:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -86,6 +87,33 @@ def test_a_process_that_cannot_run_the_command_is_not_used(
         process.kill()
         process.wait()
     assert standby.take(command(0, 0), environment, log=tmp_path / "log") is None, "both had died"
+
+
+async def test_processes_import_one_after_the_other_and_a_command_does_not_wait(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With two cores one process imports, beside the stage that runs."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    (tmp_path / "standby_slow.py").write_text(
+        "import pathlib, time\n"
+        f"here = pathlib.Path({str(tmp_path)!r})\n"
+        "(here / f'import-{time.monotonic_ns()}').touch()\n"
+        "while not (here / 'go').exists():\n"
+        "    time.sleep(0.01)\n"
+    )
+
+    def importing() -> int:
+        return len(list(tmp_path.glob("import-*")))
+
+    with Standby(imports=["standby_slow"]) as standby:
+        standby.prepare(3, environment)
+        await until(lambda: importing() == 1)
+        await asyncio.sleep(0.3)
+        assert importing() == 1
+        children = [standby.take(command(0, 0), environment, log=tmp_path / "log") for _ in range(3)]
+        await until(lambda: importing() == 3)
+        (tmp_path / "go").touch()
+        assert [await child.wait() for child in children if child] == [0, 0, 0]
 
 
 async def test_the_supervisor_uses_it_and_ends_it(
