@@ -3,8 +3,8 @@
 Importing torch and transformers takes several seconds of CPU time in every process. A caller that knows which
 stage comes next, such as the quickstart, prepares processes while the current stage leaves a core free; the
 supervisor then hands each a command instead of starting a new interpreter. They import one after the other,
-on the cores that the current stage leaves. A process that has died is simply not used. Nothing is forked: each
-is an interpreter of its own.
+on the cores that the current stage leaves. A process that has died is simply not used. Nothing is forked:
+each is an interpreter of its own.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The program of a process on standby: import the modules that are named in its turn, wait for a command, become
-it. With the command its turn has come.
+"""The program of a process on standby: import modules in its turn, wait for a command, become it. With the
+command its turn has come.
 
 The command comes as JSON on standard input (`standby.py`); the end of the input without one ends the process.
 It then runs the module as `python -m` would, with the command's arguments, variables and log.

@@ -37,7 +37,7 @@ async def test_verbs_add_tasks_invite_people_and_export(tmp_path: Path) -> None:
         # A task is named by its line, also beyond the first request; known ones stay as they are.
         many = [json.dumps(task(number)) for number in range(3)] * 70
         wrong = tmp_path / "wrong.jsonl"
-        wrong.write_text("\n".join([*many, '{"prompt": "alone", "responses": ["one"]}']))
+        wrong.write_text("\n".join([*many, '{"prompt": "only", "responses": ["one"]}']))
         refused = await run("tasks", str(wrong))
         assert f"{wrong}:211: responses: got '1 answers', allowed: 2 to 9 for rank; " in refused.stderr
         assert "the tasks before line 201 were added" in refused.stderr
