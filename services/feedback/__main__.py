@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from fairlead import metrics
@@ -77,10 +78,19 @@ async def run(config: RunConfig) -> None:
 
 
 def ensure_project(store: Store, section: FeedbackSection) -> None:
-    """Create the project of the configuration, if the store has none of its name."""
-    wanted = section.project
-    if all(known.settings.name != wanted.name for known in store.projects.all()):
-        store.projects.create(ProjectSettings(**wanted.model_dump()))
+    """Create the project of the configuration; if the store has it already, say what differs."""
+    wanted = ProjectSettings(**section.project.model_dump())
+    known = next((one.settings for one in store.projects.all() if one.settings.name == wanted.name), None)
+    if known is None:
+        store.projects.create(wanted)
+        return
+    kept = {field.name: getattr(known, field.name) for field in fields(known)}
+    if changed := [name for name, value in kept.items() if value != getattr(wanted, name)]:
+        logger.warning(
+            "feedback.project: the store has the project %s with other values, which stay: %s; a lead "
+            "changes them by PATCH /v1/feedback/projects/%s",
+            *(wanted.name, ", ".join(f"{name} = {kept[name]!r}" for name in changed), wanted.name),
+        )
 
 
 def add_tasks(store: Store, section: FeedbackSection) -> None:
