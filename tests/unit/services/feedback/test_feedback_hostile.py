@@ -185,9 +185,13 @@ class Attack:
         self.check(await raw(self.caller, method, path, form), method, path, form)
 
     async def post(self, method: str, path: str, body: object, **headers: str) -> None:
-        self.check(
-            await self.caller.ask_at(method, path, body, **headers), method, path, body, *headers.items()
-        )
+        try:
+            answer = await self.caller.ask_at(method, path, body, **headers)
+        except ConnectionResetError:
+            # A request that is no HTTP: the server may close the connection before it has read the body.
+            self.sent += 1
+            return
+        self.check(answer, method, path, body, *headers.items())
 
     def check(self, answer: HttpResponse, *request: object) -> None:
         """Note a response that is an internal error, or has a header that a text made."""
