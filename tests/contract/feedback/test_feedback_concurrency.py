@@ -80,10 +80,12 @@ def killed(world: World, folder: Path, *, kills: int, tasks: int) -> None:
     world.add(project, *(ranking_task(f"task {number}", k=2) for number in range(tasks)))
     person = world.person("anna")
     journal = folder / f"journal-{person}"
-    for _ in range(kills):
+    for left in range(kills, 0, -1):
         process = start(world, project, folder / "journal", person)
         try:
-            wanted = len(receipts(journal)[0]) + draw.randrange(1, max(2, tasks // (kills + 1)))
+            done = len(receipts(journal)[0])
+            # Half of an even share: the process continues while its journal is read.
+            wanted = done + draw.randrange(1, max(2, (tasks - done) // (2 * left)))
             deadline = time.monotonic() + SECONDS
             while len(receipts(journal)[0]) < wanted:
                 assert time.monotonic() < deadline
