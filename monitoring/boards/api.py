@@ -5,6 +5,18 @@ from __future__ import annotations
 from monitoring.boards.base import RATE, Board, Panel, quantile
 
 _ANSWERED = 'RUN, dialect!="other"'
+
+
+def _time(percent: int, *, limits: tuple[float, ...] = ()) -> Panel:
+    """Return the panel with a percentile of the time of successful requests."""
+    query = quantile(
+        str(percent / 100), "fairlead_gateway_request_seconds", "dialect", f'{_ANSWERED}, status="2xx"'
+    )
+    return Panel(
+        f"Time of successful requests, p{percent}", (f"{query} >= 0",), "{{dialect}}", unit="s", limits=limits
+    )
+
+
 API = Board(
     "api",
     "Fairlead: Scoring API",
@@ -62,34 +74,9 @@ API = Board(
             ("sum by (process) (fairlead_gateway_in_flight_requests{RUN})",),
             "{{process}}",
         ),
-        Panel(
-            "Time of successful requests, p50",
-            (
-                quantile("0.5", "fairlead_gateway_request_seconds", "dialect", f'{_ANSWERED}, status="2xx"')
-                + " >= 0",
-            ),
-            "{{dialect}}",
-            unit="s",
-        ),
-        Panel(
-            "Time of successful requests, p95",
-            (
-                quantile("0.95", "fairlead_gateway_request_seconds", "dialect", f'{_ANSWERED}, status="2xx"')
-                + " >= 0",
-            ),
-            "{{dialect}}",
-            unit="s",
-            limits=(0.5,),
-        ),
-        Panel(
-            "Time of successful requests, p99",
-            (
-                quantile("0.99", "fairlead_gateway_request_seconds", "dialect", f'{_ANSWERED}, status="2xx"')
-                + " >= 0",
-            ),
-            "{{dialect}}",
-            unit="s",
-        ),
+        _time(50),
+        _time(95, limits=(0.5,)),
+        _time(99),
         Panel(
             "Wait for the reward model, and its calls, p95",
             (
