@@ -17,6 +17,7 @@ from fairlead.config.run import field_names
 from fairlead.errors import ConfigError
 from fairlead.local.addresses import Addresses, join_address, reachable_host, split_address
 from fairlead.local.committed import CommittedUpdates
+from fairlead.local.cores import usable_cores
 from fairlead.local.probes import ALIVE_PATH, READY_PATH, GrpcHealth, HttpHealth, Probe
 from fairlead.local.process import ProcessSpec
 from fairlead.planning.gpus import visible_devices
@@ -133,7 +134,7 @@ def base_environment(config: RunConfig, environment: Mapping[str, str] = os.envi
     }
     # In synchronous PPO the trainer and the services take turns, so each may use every core. Threads that
     # wait for work must sleep: spinning would take the cores from the process whose turn it is.
-    kept.setdefault("OMP_NUM_THREADS", str(_cores()))
+    kept.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     kept.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     kept["TOKENIZERS_PARALLELISM"] = "false"
     # Progress bars do not belong in a log file.
@@ -285,10 +286,3 @@ def _trainer(config: RunConfig, stage: str, file: Path, *, force: bool) -> tuple
 
 def _module(name: str, file: Path, *, force: bool = False) -> tuple[str, ...]:
     return (sys.executable, "-m", name, "--config", str(file), *(["--force"] if force else []))
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use; under taskset fewer than the machine has."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fairlead.local import launch
+from fairlead.local.cores import usable_cores
 from fairlead.local.run_files import MARK
 
 _POLL_SECONDS = 0.05
@@ -109,7 +110,7 @@ class Standby:
         if self._locks is None:
             self._locks = tempfile.TemporaryDirectory(prefix="fairlead-standby-")
         self._num_started += 1
-        file = Path(self._locks.name) / str(self._num_started % max(1, (os.cpu_count() or 2) - 1))
+        file = Path(self._locks.name) / str(self._num_started % max(1, usable_cores() - 1))
         file.touch()
         return str(file)
 

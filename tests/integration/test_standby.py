@@ -93,7 +93,7 @@ async def test_processes_import_one_after_the_other_and_a_command_does_not_wait(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """With two cores one process imports, beside the stage that runs."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("fairlead.local.standby.usable_cores", lambda: 2)
     (tmp_path / "standby_slow.py").write_text(
         "import pathlib, time\n"
         f"here = pathlib.Path({str(tmp_path)!r})\n"
