@@ -12,14 +12,13 @@ from pathlib import Path
 from fairlead.config import RunConfig, load
 from fairlead.config.saving import save
 from fairlead.local.restart_policy import RunOutcome
-from fairlead.local.run import is_finished, processes
 from fairlead.local.run_files import RunLock, read_progress
 from fairlead.local.supervisor import Supervisor
 from tests.chaos.caller import Caller, Text, oracle
 from tests.chaos.faults import Fault
 from tests.chaos.findings import Findings, check_run
 from tests.chaos.injector import RANK, Injector
-from tests.chaos.wiring import REDIS_URL, with_proxies
+from tests.chaos.wiring import step, wired
 from tests.integration.ppo_run import make
 from tests.integration.rank_faults import limit_factor
 
@@ -111,20 +110,12 @@ def configured(folder: Path, *, updates: int, max_staleness: int = 0, **settings
 
 
 async def _run(config: RunConfig, plan: Plan, scores: Mapping[Text, float], *, seed: int) -> _EndedRun:
-    specs, environment, _ = processes(config, "ppo")
-    specs, proxies = await with_proxies(specs, environment)
+    run = await wired(config)
+    supervisor, proxies = run.supervisor, run.proxies
     ranks = [f"{RANK}{number}" for number in range(config.ranks.per_node)]
-    targets = [*(spec.name for spec in specs), *(ranks if len(ranks) > 1 else ())]
+    targets = [*(process.name for process in supervisor.processes), *(ranks if len(ranks) > 1 else ())]
     faults = plan(targets, list(proxies))
-    supervisor = Supervisor(
-        specs,
-        local=config.local,
-        folder=config.folder,
-        environment=environment,
-        stage="ppo",
-        finished=lambda: is_finished(config, "ppo"),
-    )
-    injector = Injector(supervisor, proxies, redis_url=environment[REDIS_URL], update=lambda: _step(config))
+    injector = Injector(supervisor, proxies, redis_url=run.redis_url, update=lambda: step(config))
     caller = Caller(proxies["caller to gateway-0"].address, scores, seed=seed)
     running = asyncio.ensure_future(supervisor.run())
     breaking = asyncio.ensure_future(_break(injector, faults, config, supervisor))
@@ -162,19 +153,14 @@ async def _break(
         await asyncio.sleep(_POLL_SECONDS)
     await _until(config, 2)
     for fault in plan:
-        await _until(config, _step(config) + fault.after_updates)
+        await _until(config, step(config) + fault.after_updates)
         await asyncio.sleep(4 * _POLL_SECONDS)
-        logger.info("update %d of %d, fault %s", _step(config), config.ppo.updates, fault)
+        logger.info("update %d of %d, fault %s", step(config), config.ppo.updates, fault)
         await injector.inject(fault)
 
 
-def _step(config: RunConfig) -> int:
-    now = read_progress(config.folder.progress)
-    return now.step if now else 0
-
-
-async def _until(config: RunConfig, step: int) -> None:
-    while _step(config) < step:  # noqa: ASYNC110
+async def _until(config: RunConfig, update: int) -> None:
+    while step(config) < update:  # noqa: ASYNC110
         await asyncio.sleep(_POLL_SECONDS)
 
 

@@ -20,7 +20,6 @@ from fairlead.config.saving import save
 from fairlead.local import valkey
 from fairlead.local.process import ProcessSpec
 from fairlead.local.restart_policy import RunOutcome
-from fairlead.local.run import is_finished, processes
 from fairlead.local.run_files import RunLock
 from fairlead.local.supervisor import Observed, Supervisor
 from fairlead.metrics import SupervisorMetrics
@@ -28,11 +27,11 @@ from tests.chaos.chaos import configured
 from tests.chaos.faults import Fault
 from tests.chaos.injector import Injector
 from tests.chaos.proxy import Proxy
-from tests.chaos.test_single_faults import step, until
-from tests.chaos.wiring import REDIS_URL, with_proxies
+from tests.chaos.wiring import step, wired
 from tests.contract.test_documents import script
 from tests.integration.test_prometheus import key, post
 from tests.prometheus_server import SPEED, Prometheus, prometheus
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -95,20 +94,10 @@ def observed(
     """Run until the faults have had their effects."""
 
     async def work() -> None:
-        specs, environment, _ = processes(config, "ppo")
-        specs, proxies = await with_proxies([change(spec) for spec in specs], environment)
-        supervisor = Supervisor(
-            specs,
-            local=config.local,
-            folder=config.folder,
-            environment=environment,
-            stage="ppo",
-            finished=lambda: is_finished(config, "ppo"),
-            observed=Observed(SupervisorMetrics(registry=CollectorRegistry()), run=config.name),
-        )
-        injector = Injector(
-            supervisor, proxies, redis_url=environment[REDIS_URL], update=lambda: step(config)
-        )
+        observed = Observed(SupervisorMetrics(registry=CollectorRegistry()), run=config.name)
+        run = await wired(config, change=change, observed=observed)
+        supervisor, proxies = run.supervisor, run.proxies
+        injector = Injector(supervisor, proxies, redis_url=run.redis_url, update=lambda: step(config))
         running = asyncio.ensure_future(supervisor.run())
         injecting = asyncio.ensure_future(
             faults(World(config, supervisor, proxies, injector, server))  # type: ignore[arg-type]
@@ -133,7 +122,7 @@ async def break_one_after_the_other(world: World) -> None:
     begun = await world.all_ready()
     before = step(world.config)
     await asyncio.sleep(25)  # longer than any time that an alert waits, but that of TrainerStarves
-    await until(lambda: step(world.config) >= before + 5)
+    await until(lambda: step(world.config) >= before + 5, seconds=120)
     assert world.fired(begun).keys() <= SPEED, "a healthy run"
     await spend_quota_and_damage_keys(world)
     await fill_redis(world)

@@ -23,15 +23,15 @@ from fairlead.config import RunConfig
 from fairlead.config.saving import save
 from fairlead.local.process import ProcessSpec
 from fairlead.local.restart_policy import RunOutcome
-from fairlead.local.run import is_finished, processes
-from fairlead.local.run_files import RunLock, read_progress
+from fairlead.local.run_files import RunLock
 from fairlead.local.supervisor import Supervisor
 from tests.chaos.chaos import configured
 from tests.chaos.findings import check_run
 from tests.chaos.poisoned_policy import POISON
 from tests.chaos.proxy import Proxy
-from tests.chaos.wiring import with_proxies
+from tests.chaos.wiring import step, wired
 from tests.integration.ppo_run import check, started
+from tests.waiting import until
 
 # Every start of a process costs seconds of torch; on a busy machine many.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -41,17 +41,6 @@ Fault = Callable[[Supervisor, dict[str, Proxy]], Awaitable[None]]
 
 async def nothing(supervisor: Supervisor, proxies: dict[str, Proxy]) -> None:
     """Inject no fault; the processes have one built in."""
-
-
-def step(config: RunConfig) -> int:
-    now = read_progress(config.folder.progress)
-    return now.step if now else 0
-
-
-async def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - the condition changes in another process
-            await asyncio.sleep(0.02)
 
 
 def pid_of(supervisor: Supervisor, name: str) -> int:
@@ -66,16 +55,8 @@ def supervised(
     """Run to the end while a fault is injected."""
 
     async def work() -> Supervisor:
-        specs, environment, _ = processes(config, "ppo")
-        specs, proxies = await with_proxies([change(spec) for spec in specs], environment)
-        supervisor = Supervisor(
-            specs,
-            local=config.local,
-            folder=config.folder,
-            environment=environment,
-            stage="ppo",
-            finished=lambda: is_finished(config, "ppo"),
-        )
+        run = await wired(config, change=change)
+        supervisor, proxies = run.supervisor, run.proxies
         running = asyncio.ensure_future(supervisor.run())
         try:
             await fault(supervisor, proxies)
@@ -164,9 +145,9 @@ def test_reward_nan_dead_letters_tasks_and_never_reaches_weights(tmp_path: Path)
 
 async def ten_updates(config: RunConfig) -> float:
     """Wait for ten updates after the fifth; return how many seconds they took."""
-    await until(lambda: step(config) >= 5)
+    await until(lambda: step(config) >= 5, seconds=120)
     before, began = step(config), time.monotonic()
-    await until(lambda: step(config) >= before + 10)
+    await until(lambda: step(config) >= before + 10, seconds=120)
     return time.monotonic() - began
 
 
@@ -237,7 +218,7 @@ def test_skewed_clocks_have_no_effect(tmp_path: Path):
     async def kill(supervisor: Supervisor, proxies: dict[str, Proxy]) -> None:
         for name in ("rollout-worker-0", "rollout-worker-1", "valkey", "trainer"):
             before = step(config)
-            await until(lambda before=before: step(config) >= before + 5)
+            await until(lambda before=before: step(config) >= before + 5, seconds=120)
             os.kill(pid_of(supervisor, name), signal.SIGKILL)
 
     supervised(config, kill, change=skewed)

@@ -1,16 +1,59 @@
-"""Rewrites the addresses in a run's processes so that a proxy is between every two that communicate."""
+"""A supervised run of PPO with a proxy between every two processes that communicate."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from fairlead.config import RunConfig
 from fairlead.local.addresses import MODEL_SERVICES, split_address
 from fairlead.local.process import ProcessSpec
+from fairlead.local.run import is_finished, processes
+from fairlead.local.run_files import read_progress
+from fairlead.local.supervisor import Observed, Supervisor
 from tests.chaos.proxy import Proxy
 
 REDIS_URL = "FAIRLEAD_QUEUE__REDIS_URL"
+
+
+@dataclass(frozen=True, slots=True)
+class Wired:
+    """A run whose processes do not run yet."""
+
+    supervisor: Supervisor
+    """Starts them with `run`."""
+    proxies: dict[str, Proxy]
+    """By link, see `with_proxies`."""
+    redis_url: str
+    """Address of the queue, without a proxy."""
+
+
+async def wired(
+    config: RunConfig,
+    *,
+    change: Callable[[ProcessSpec], ProcessSpec] = lambda spec: spec,
+    observed: Observed | None = None,
+) -> Wired:
+    """Plan the processes of PPO with proxies between them; `change` may replace a process."""
+    planned, environment, _ = processes(config, "ppo")
+    specs, proxies = await with_proxies([change(spec) for spec in planned], environment)
+    supervisor = Supervisor(
+        specs,
+        local=config.local,
+        folder=config.folder,
+        environment=environment,
+        stage="ppo",
+        finished=lambda: is_finished(config, "ppo"),
+        observed=observed,
+    )
+    return Wired(supervisor, proxies, environment[REDIS_URL])
+
+
+def step(config: RunConfig) -> int:
+    """Return the last update that a run has reported."""
+    now = read_progress(config.folder.progress)
+    return now.step if now else 0
 
 
 async def with_proxies(
