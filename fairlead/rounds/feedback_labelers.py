@@ -85,6 +85,7 @@ class FeedbackLabelers:
     judged: dict[int, int] = field(default_factory=dict)
     """Judgments of each round when `wait` returned, with those of held-out people."""
     _given: dict[int, int] = field(default_factory=dict)
+    _failure: FairleadError | None = None
 
     def give(self, number: int, tasks: Sequence[Task]) -> None:
         """Add the tasks of a round; those that are there already stay as they are.
@@ -103,6 +104,10 @@ class FeedbackLabelers:
         """Return how many judgments of a round, without those of held-out people, are waited for."""
         return min(self.wanted_judgments, self._given.get(number, self.wanted_judgments))
 
+    def stop_waiting(self, error: FairleadError) -> None:
+        """Let `wait` raise an error: somebody who labels cannot go on. May be called in any thread."""
+        self._failure = error
+
     def wait(self, number: int, *, beyond: int | None = None) -> None:
         """Wait until there are enough judgments of a round. Its tasks stay open, see `close`.
 
@@ -112,7 +117,7 @@ class FeedbackLabelers:
 
         Raises:
             Stalled: nobody judged anything for `longest_wait_seconds`.
-            FairleadError: as the client says.
+            FairleadError: that of `stop_waiting`, or as the client says.
         """
         wanted = self.wanted(number)
         least = 0 if beyond is None else beyond + max(1, beyond // _MORE)
@@ -129,6 +134,8 @@ class FeedbackLabelers:
                         self.show(f"    {len(judged.counting)} of {wanted} judgments of round {number}")
                 if enough:
                     break
+                if self._failure is not None:
+                    raise self._failure
                 if not asked:
                     self._ask_again(client, number)
                     asked = True

@@ -67,7 +67,7 @@ def running(
         if cohorts is None:
             yield Iteration(loop=loop, labelers=labelers, show=show)
         else:
-            working = partial(labelling, connect, cohorts, project=project)
+            working = partial(labelling, connect, cohorts, project=project, failed=labelers.stop_waiting)
             yield Iteration(loop=loop, labelers=labelers, show=show, working=working)
 
 

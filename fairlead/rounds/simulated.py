@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
-from fairlead.errors import ConfigError, FairleadError
+from fairlead.errors import ConfigError, FairleadError, ProcessFailed
 from fairlead.feedback_client import FeedbackClient, Task
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,11 @@ def load_cohorts(named: str, *, seed: int) -> Cohorts:
 
 @contextmanager
 def labelling(
-    connect: Callable[[], FeedbackClient], cohorts: Cohorts, *, project: str | None
+    connect: Callable[[], FeedbackClient],
+    cohorts: Cohorts,
+    *,
+    project: str | None,
+    failed: Callable[[ProcessFailed], None],
 ) -> Iterator[None]:
     """Let simulated labelers work on the tasks of a project during the block.
 
@@ -87,6 +91,7 @@ def labelling(
         connect: opens a connection; it may sign in by handle, as on the service's own machine.
         cohorts: who works.
         project: name of the project; None for the service's own.
+        failed: told, in the thread of a labeler, that its own code raised an error; it ranks nothing more.
 
     Raises:
         FairleadError: they cannot be added, as the client says.
@@ -101,7 +106,9 @@ def labelling(
     count = max(1, _TASKS_HELD // sum(map(len, cohorts.values())))
     next_tasks = partial(FeedbackClient.next_tasks, count=count, project=project, kinds=["rank"])
     threads = [
-        threading.Thread(target=_work, args=(connect, one, next_tasks, done), name=one.name, daemon=True)
+        threading.Thread(
+            target=_work, args=(connect, one, next_tasks, done, failed), name=one.name, daemon=True
+        )
         for labelers in cohorts.values()
         for one in labelers
     ]
@@ -120,6 +127,7 @@ def _work(
     labeler: SimulatedLabeler,
     next_tasks: Callable[[FeedbackClient], Sequence[Task]],
     done: threading.Event,
+    failed: Callable[[ProcessFailed], None],
 ) -> None:
     with connect() as client:
         signed_in, idle = False, _IDLE_SECONDS
@@ -138,9 +146,15 @@ def _work(
                 logger.warning("simulated labeler %s: %s", labeler.name, error)
                 signed_in = False
                 done.wait(_LONGEST_IDLE_SECONDS)
-            except Exception:
+            except Exception as error:
                 # A mistake in the labeler's own code would come again with the same task.
                 logger.exception("simulated labeler %s failed, and ranks nothing more", labeler.name)
+                failed(
+                    ProcessFailed(
+                        f"simulated labeler {labeler.name} failed ({type(error).__name__}: {error}); "
+                        "mend it, and the same command continues"
+                    )
+                )
                 return
 
 

@@ -14,7 +14,7 @@ import pytest
 from fairlead.config import load
 from fairlead.data.chat import Chat
 from fairlead.data.records import load_preferences
-from fairlead.errors import ConfigError, Stalled
+from fairlead.errors import ConfigError, ProcessFailed, Stalled
 from fairlead.feedback_client import FeedbackClient
 from fairlead.local.serving import GeneratedAnswer
 from fairlead.rounds.feedback_labelers import FeedbackLabelers
@@ -33,6 +33,13 @@ class ByText:
 
     def ranks(self, prompt: str, texts: Sequence[str]) -> Sequence[int]:
         return [sorted(texts).index(text) + 1 for text in texts]
+
+
+class Mistaken(ByText):
+    """Its own code fails."""
+
+    def ranks(self, prompt: str, texts: Sequence[str]) -> Sequence[int]:
+        raise KeyError("no rule for this prompt")
 
 
 CHAT = Chat((Message("user", "hello"),))
@@ -106,7 +113,7 @@ async def test_round_ends_when_held_out_people_had_the_other_tasks(tmp_path: Pat
 
         def work() -> int:
             labelers.give(0, tasks)
-            with labelling(connect, people, project=None):
+            with labelling(connect, people, project=None, failed=labelers.stop_waiting):
                 labelers.wait(0)
             rankings, digest = labelers.ranked(0)
             heldout, other = labelers.ranked(0, cohort="heldout")
@@ -123,6 +130,24 @@ async def test_round_ends_when_held_out_people_had_the_other_tasks(tmp_path: Pat
         with pytest.raises(ConfigError, match="--with-simulated-labelers"):
             load_cohorts("examples.parcel_help.people:nobody", seed=0)
         assert set(load_cohorts("examples.parcel_help.people:people", seed=0)) == {"train", "heldout"}
+
+
+async def test_mistake_of_a_simulated_labeler_ends_the_wait(tmp_path: Path) -> None:
+    async with feedback(tmp_path) as http:
+
+        def connect() -> FeedbackClient:
+            return FeedbackClient(http.address, api_key="")
+
+        labelers = FeedbackLabelers(connect=connect, run="r", wanted_judgments=1, poll_seconds=0.05)
+
+        def work() -> None:
+            labelers.give(0, [[GeneratedAnswer("p", text, True) for text in ("b", "a")]])
+            people = {"train": [Mistaken("t0")]}
+            with labelling(connect, people, project=None, failed=labelers.stop_waiting):
+                labelers.wait(0)
+
+        with pytest.raises(ProcessFailed, match=r"labeler t0 failed \(KeyError: 'no rule for this prompt'\)"):
+            await asyncio.to_thread(work)
 
 
 async def test_more_judgments_are_asked_for_after_a_stop_until_the_round_is_closed(tmp_path: Path) -> None:

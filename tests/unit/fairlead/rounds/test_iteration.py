@@ -89,7 +89,7 @@ async def test_round_stops_before_its_tasks_are_withdrawn_and_continues_with_mor
 
         def work() -> None:
             first = iteration(config)
-            with labelling(first.labelers.connect, people, project=None):
+            with labelling(first.labelers.connect, people, project=None, failed=first.labelers.stop_waiting):
                 with pytest.raises(StoppedByGate, match=r"iterate.min_agreement is 100.0%"):
                     first.judge(0)
             before = judged()
@@ -99,7 +99,7 @@ async def test_round_stops_before_its_tasks_are_withdrawn_and_continues_with_mor
 
             # The same settings ask for more judgments first, and stop again.
             again = iteration(config)
-            with labelling(again.labelers.connect, people, project=None):
+            with labelling(again.labelers.connect, people, project=None, failed=again.labelers.stop_waiting):
                 with pytest.raises(StoppedByGate):
                     again.judge(0)
             assert judged() > stopped["judgments"]
