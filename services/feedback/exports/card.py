@@ -5,6 +5,7 @@ read.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,18 @@ from services.feedback.store.judged import Judged, Snapshot
 
 _SEED = 0
 """Of the resampling of intervals, so that the same snapshot has the same figures."""
+_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}")
 _SPLITS = {"train": "train", "heldout": "test"}
 """Split of each cohort: rankings of held-out people are never trained on."""
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a card says that the log does not know."""
+    """What a card says that the log does not know.
+
+    Raises:
+        InvalidInput: the licence is not an identifier.
+    """
 
     title: str
     """Name of the data set."""
@@ -39,6 +45,10 @@ class About:
     """By what the authors of prompts and the labelers agreed."""
     withdrawal: str = ""
     """How somebody has their part withdrawn."""
+
+    def __post_init__(self) -> None:
+        if not _LICENSE.fullmatch(self.license):
+            raise InvalidInput("license", got=self.license, allowed="an identifier such as cc-by-4.0")
 
 
 def folder(judged: Sequence[Judged], snapshot: Snapshot, about: About) -> dict[str, bytes]:

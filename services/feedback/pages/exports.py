@@ -22,9 +22,6 @@ _KINDS = {"rankings": RANKED_KINDS, "texts": WRITTEN_KINDS, "all": (*RANKED_KIND
 _RANKED_FORMATS = ("rankings", "pairs", "argilla", "label-studio")
 
 
-_LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}")
-
-
 def router(service: Service, renderer: Renderer) -> APIRouter:
     """Return the routes."""
     api = routes()
@@ -71,15 +68,12 @@ def router(service: Service, renderer: Renderer) -> APIRouter:
     @api.post("/projects/{project}/exports/{digest}")
     async def data_set(project: str, digest: str, request: Request, identity: CurrentIdentity) -> Response:
         form = await read_form(request)
-        licence = form.one("license").strip()
-        if not _LICENCE.fullmatch(licence):
-            raise InvalidInput("license", got=licence, allowed="an identifier such as cc-by-4.0")
         languages = (
             re.split(r"[\s,]+", form.one("languages").strip()) if form.one("languages").strip() else ["en"]
         )
         about = AboutBody(
             title=form.one("title").strip() or "Judgments of people",
-            license=licence,
+            license=form.one("license").strip(),
             languages=languages,
             consent=form.one("consent"),
             withdrawal=form.one("withdrawal"),

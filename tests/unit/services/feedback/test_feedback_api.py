@@ -74,7 +74,11 @@ async def test_tasks_become_a_snapshot_that_the_stages_read(http: Feedback, tmp_
     pairs = (await http.local.ask("GET", f"/snapshots/{snapshot['digest']}.pairs")).body.splitlines()
     assert len(pairs) == 14 * 3
     assert (await http.local.ask("GET", f"/snapshots/{snapshot['digest']}.csv")).status == 404
-    about = {"title": "Help", "license": "cc-by-4.0"}
+    about = {"title": "Help", "license": "all rights\nreserved"}
+    refused = await http.local.ask("POST", f"/snapshots/{snapshot['digest']}/folder", about)
+    assert refused.status == 400
+    assert b"an identifier such as cc-by-4.0" in refused.body
+    about["license"] = "cc-by-4.0"
     zipped = await http.local.ask("POST", f"/snapshots/{snapshot['digest']}/folder", about)
     with zipfile.ZipFile(io.BytesIO(zipped.body)) as archive:
         names = archive.namelist()
