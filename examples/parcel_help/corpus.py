@@ -93,12 +93,12 @@ def demonstrations(count: int, *, seed: int) -> list[tuple[str, str]]:
     found = []
     for _ in range(count):
         question = rng.choice(asked)
-        found.append((question.text, _answer(question, skill=rng.random(), rng=rng)))
+        found.append((question.text, answer(question, skill=rng.random(), rng=rng)))
     return found
 
 
-def _answer(question: Question, *, skill: float, rng: random.Random) -> str:
-    """Return one answer; `skill` in [0, 1] shifts every probability."""
+def answer(question: Question, *, skill: float, rng: random.Random) -> str:
+    """Return one answer of mixed quality; `skill` in [0, 1] shifts every probability."""
     parts: list[str] = []
     if rng.random() < 0.3 + 0.4 * skill:
         parts.append(rng.choice(GREETINGS))

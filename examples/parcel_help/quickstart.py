@@ -33,7 +33,14 @@ NUM_ROUNDS = 2
 """Default number of rounds."""
 
 
-def run_quickstart(config: RunConfig, *, fresh: bool, console: Console, num_rounds: int = NUM_ROUNDS) -> None:
+def run_quickstart(
+    config: RunConfig,
+    *,
+    fresh: bool,
+    console: Console,
+    num_rounds: int = NUM_ROUNDS,
+    num_demonstrations: int = NUM_DEMONSTRATIONS,
+) -> None:
     """Run every step that has not finished yet. More rounds than before continue an earlier quickstart.
 
     Raises:
@@ -43,7 +50,11 @@ def run_quickstart(config: RunConfig, *, fresh: bool, console: Console, num_roun
     steps = _steps(config, fresh=fresh, total=2 + STEPS_BEFORE + STEPS_OF_A_ROUND * num_rounds)
     files = Files(folder.root / "data")
     config = _with_data(config, demonstrations=files.demonstrations, prompts=files.prompts)
-    steps.run("corpus", "writing demonstrations and prompts", lambda: _write_corpus(config, files))
+    steps.run(
+        "corpus",
+        "writing demonstrations and prompts",
+        lambda: _write_corpus(config, files, num_demonstrations),
+    )
     with _running(config, console) as work:
         work.run(steps, num_rounds=num_rounds)
     steps.run(
@@ -65,7 +76,11 @@ def run_break_it(config: RunConfig, *, fresh: bool, console: Console) -> None:
     steps = _steps(config, fresh=fresh, total=7)
     files = Files(folder.root / "data")
     config = _with_data(config, demonstrations=files.demonstrations, prompts=files.prompts)
-    steps.run("corpus", "writing demonstrations and prompts", lambda: _write_corpus(config, files))
+    steps.run(
+        "corpus",
+        "writing demonstrations and prompts",
+        lambda: _write_corpus(config, files, NUM_DEMONSTRATIONS),
+    )
     learning = f"{method_of(config.ppo)}, {config.ppo.updates} updates without a KL penalty"
     with _running(config, console) as work:
         sft, sample = lambda: work.loop.training.sft(config), work.loop.sample
@@ -97,8 +112,8 @@ def _running(config: RunConfig, console: Console) -> AbstractContextManager[Iter
     return running(config, show=_show, console=console, cohorts=cohorts, fresh_labels=fresh)
 
 
-def _write_corpus(config: RunConfig, files: Files) -> None:
-    pairs = corpus.demonstrations(NUM_DEMONSTRATIONS, seed=config.seed)
+def _write_corpus(config: RunConfig, files: Files, num_demonstrations: int) -> None:
+    pairs = corpus.demonstrations(num_demonstrations, seed=config.seed)
     write_rows(files.demonstrations, ({"prompt": prompt, "completion": answer} for prompt, answer in pairs))
     write_rows(files.prompts, ({"prompt": question.text} for question in corpus.questions()))
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fairlead.clients import AsyncPolicyClient, AsyncRewardClient
@@ -84,12 +84,9 @@ async def ask(
     async with AsyncPolicyClient(address) as client:
 
         async def one(prompt: Prompt, seed: int) -> list[GeneratedAnswer]:
-            params = SamplingParams(
-                temperature=sampling.temperature, max_new_tokens=sampling.max_new_tokens, seed=seed
-            )
             async with in_flight:
                 asked = prompt.messages if isinstance(prompt, Chat) else prompt
-                found = await client.generate(asked, params, num_samples=samples)
+                found = await client.generate(asked, replace(sampling, seed=seed), num_samples=samples)
             return [
                 GeneratedAnswer(prompt, one.text, one.finish_reason is FinishReason.STOP) for one in found
             ]

@@ -30,6 +30,7 @@ class Steps:
         total: int,
         show: Callable[[str], None],
         fresh: bool | None = None,
+        elsewhere: str = "--set name=another",
     ) -> None:
         """
         Args:
@@ -40,6 +41,7 @@ class Steps:
             show: shows a line of progress.
             fresh: remove the folder of an earlier run of the same command and start over; None if the verb
                 has no flag for it.
+            elsewhere: the flag of the verb that names another folder, for messages.
 
         Raises:
             ConfigError: the folder belongs to the same command with other settings, or to something else.
@@ -50,6 +52,7 @@ class Steps:
         folder = file.parent
         self._key = key
         self._has_fresh = fresh is not None
+        self._elsewhere = elsewhere
         self._total = total
         self._number = 0
         self._seconds: dict[str, float] = {}
@@ -67,6 +70,11 @@ class Steps:
             self._resume()
         folder.mkdir(parents=True, exist_ok=True)
         self._save()
+
+    @property
+    def cpu_seconds(self) -> dict[str, float]:
+        """CPU time of every finished step and the processes that it ran."""
+        return dict(self._cpu_seconds)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -105,7 +113,7 @@ class Steps:
             raise ConfigError(
                 self._verb,
                 got=f"{self._file}, which is damaged ({error})",
-                allowed="the file as the command wrote it, or --set name=another",
+                allowed=f"the file as the command wrote it, or {self._elsewhere}",
             ) from error
         # As long as no step is done, nothing was made with the settings.
         if seconds and key != self._key:
@@ -113,7 +121,7 @@ class Steps:
             raise ConfigError(
                 self._verb,
                 got=f"{self._file.parent}, made with other settings",
-                allowed=f"the same seed and settings, {fresh}or --set name=another",
+                allowed=f"the same seed and settings, {fresh}or {self._elsewhere}",
             )
         self._seconds, self._cpu_seconds = seconds, cpu_seconds
 

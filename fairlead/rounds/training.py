@@ -47,7 +47,7 @@ class Training:
             ProcessFailed: the stage failed.
         """
         serving.prepare(config, 1, self.standby)
-        self._stage(config, "sft")
+        self.stage(config, "sft")
 
     def reward_model(self, config: RunConfig) -> None:
         """Train a reward model; the gate and PPO follow.
@@ -62,7 +62,7 @@ class Training:
         outdated = local_run.is_finished(config, "reward_model") and inputs.differences(
             "reward_model", config, inputs.collect("reward_model", config)
         )
-        self._stage(config, "reward_model", force=bool(outdated))
+        self.stage(config, "reward_model", force=bool(outdated))
 
     def ppo(self, config: RunConfig) -> None:
         """Run PPO.
@@ -71,9 +71,19 @@ class Training:
             StageStopped, ProcessFailed: as `sft`.
             StoppedByGuard: by a guard.
         """
-        self._stage(config, "ppo")
+        self.stage(config, "ppo")
 
-    def _stage(self, config: RunConfig, stage: str, *, force: bool = False) -> None:
+    def stage(self, config: RunConfig, stage: str, *, force: bool = False) -> None:
+        """Run a stage to its end; nothing is prepared to follow it.
+
+        Args:
+            config: the run.
+            stage: `sft`, `reward_model` or `ppo`.
+            force: repeat a finished stage.
+
+        Raises:
+            StageStopped, ProcessFailed, StoppedByGuard: as the methods above.
+        """
         outcome = local_run.run_stage(config, stage, console=self.console, force=force, standby=self.standby)
         if outcome.code >= _SIGNALLED:
             raise StageStopped(outcome.message, outcome.code)

@@ -1,0 +1,149 @@
+"""The command of the headline: every seed, then judges, tables and the picture.
+
+An interrupted command continues where it stopped. The time left is estimated from the steps done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from examples.headline import picture, results, table
+from examples.headline.seed import Plan, Seed
+from fairlead import log
+from fairlead.config import RunFolder, parse_overrides
+from fairlead.config.saving import replace_text
+from fairlead.errors import ConfigError, FairleadError
+from fairlead.local.run_files import RunLock
+from fairlead.rounds.training import StageStopped
+from trainer import durable
+
+NUM_SEEDS = 5
+OUT = Path("runs/headline")
+_USUAL_SECONDS = {"pages": 1, "pretrain": 30, "tune": 110, "sft": 40, "answers": 60}
+"""Rough time of a step of each kind, for the first estimate; `pretrain-10M` is of the kind `pretrain`."""
+
+_PRIOR_SECONDS = 30
+
+
+class Clock:
+    """Estimates how long the rest takes, from the time that steps of the same name took."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """`names` are those of all steps of all seeds, in order."""
+        self._left = list(names)
+        self._total = len(names)
+        self._started = time.monotonic()
+        self._measured: dict[str, list[float]] = {}
+
+    def done(self, name: str, seconds: float | None) -> str:
+        """Return a line about the progress after a step, which took some seconds or was done before."""
+        self._left.remove(name)
+        if seconds is not None:
+            self._measured.setdefault(name, []).append(seconds)
+        spent = time.monotonic() - self._started
+        count = self._total - len(self._left)
+        return f"    {count} of {self._total} steps, {_span(spent)} so far, about {_span(self.left())} left"
+
+    def left(self) -> float:
+        """Return the estimated seconds of the steps that are left."""
+        spent = sum(sum(times) for times in self._measured.values())
+        usual = sum(_usual(name) * len(times) for name, times in self._measured.items())
+        # Short steps say little about the pace of this machine.
+        pace = (spent + _PRIOR_SECONDS) / (usual + _PRIOR_SECONDS)
+        found = 0.0
+        for name in self._left:
+            times = self._measured.get(name)
+            found += sum(times) / len(times) if times else _usual(name) * pace
+        return found
+
+
+def run(plan: Plan, seeds: Sequence[int], out: Path) -> dict[str, Any]:
+    """Run every seed, judge, and write headline.json, headline.md and headline.svg; return the figures.
+
+    Raises:
+        FairleadError: a step failed; finished steps are kept.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with RunLock(RunFolder(out)):
+        known = [Seed(plan, seed, (out / f"seed-{seed}").absolute()) for seed in seeds]
+        clock = Clock([name for one in known for name, _, _ in one.steps()])
+        loads = [os.getloadavg()[0]]
+
+        def on_step(name: str, seconds: float | None) -> None:
+            loads.append(os.getloadavg()[0])
+            print(clock.done(name, seconds), flush=True)
+
+        for one in known:
+            print(f"seed {one.seed} of {', '.join(map(str, seeds))}", flush=True)
+            one.run(lambda line: print(line, flush=True), on_step)
+        print("judging", flush=True)
+        figures = _figures(known, loads)
+        durable.write_json(out / "headline.json", figures)
+        replace_text(out / "headline.md", table.markdown(figures), mode=0o644)
+        picture.draw(figures, out / "headline.svg")
+    return figures
+
+
+def _figures(known: Sequence[Seed], loads: Sequence[float]) -> dict[str, Any]:
+    # Every seed has the next one's reward model as a judge.
+    others = [*known[1:], known[0]] if len(known) > 1 else [None]
+    found = [results.of_seed(one, other) for one, other in zip(known, others, strict=True)]
+    return {
+        "sizes": [size.name for size in known[0].plan.sizes],
+        "judges": list(dict.fromkeys(row["judge"] for row in found[0]["tuned_against"])),
+        "seeds": found,
+        "means": results.together(found),
+        "cores": os.cpu_count(),
+        "mean_load": sum(loads) / len(loads),
+    }
+
+
+def _usual(name: str) -> float:
+    return _USUAL_SECONDS[name.partition("-")[0]]
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the flags, run the headline and return the exit code."""
+    plan = Plan()
+    parser = argparse.ArgumentParser(prog="python -m examples.headline", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=NUM_SEEDS, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of everything that is written")
+    parser.add_argument("--pages", type=int, default=plan.num_pages, help="pages to pretrain on")
+    parser.add_argument("--rounds", type=int, default=plan.num_rounds, help="rounds of tuning")
+    parser.add_argument("--answers", type=int, default=plan.num_answers, help="answers to a question")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="of the quickstart"
+    )
+    options = parser.parse_args(argv)
+    try:
+        for flag in ("seeds", "pages", "rounds", "answers"):
+            if getattr(options, flag) < 1:
+                raise ConfigError(f"--{flag}", got=getattr(options, flag), allowed="1 or more")
+        plan = Plan(
+            num_pages=options.pages,
+            num_rounds=options.rounds,
+            num_answers=options.answers,
+            changes=dict(parse_overrides(options.set)),
+        )
+        log.setup(style="human", level="WARNING")
+        seeds = range(options.first_seed, options.first_seed + options.seeds)
+        figures = run(plan, seeds, options.out)
+        print(f"\n{table.summary(figures)}\n{options.out / 'headline.md'}\n{options.out / 'headline.svg'}")
+    except FairleadError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.code if isinstance(error, StageStopped) else 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command continues\n")
+        return 130
+    return 0
