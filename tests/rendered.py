@@ -21,8 +21,15 @@ OF_OVERLAYS = ("gpu", "namespace")
 """Components that overlays have themselves."""
 INSTEAD_OF_OTHERS = ("external-redis", "external-redis-ca", "hpa", "backup-feedback")
 """Components that replace the base's queue or the component keda, or need what another replaces."""
+CHANGES = {
+    "backup-feedback": ("feedback", "backup"),
+    "external-redis-ca": ("external-redis",),
+    "feedback-postgres": ("feedback",),
+}
+"""Components that cannot be used without others, whose objects they change."""
 QUEUE = "rediss://runs@queue.test:6380/2"
 """Address of the queue of variants with `external-redis`."""
+COMPONENTS = tuple(sorted(folder.name for folder in (checkout() / "components").iterdir()))
 VARIANTS = {
     "kind": ("kind", ()),
     "gpu": ("gpu", ()),
@@ -44,15 +51,16 @@ VARIANTS = {
     "kind, hpa, priority": ("kind", ("hpa", "priority", "model-image")),
     "everything": (
         "gpu",
-        tuple(
-            sorted(
-                folder.name
-                for folder in (checkout() / "components").iterdir()
-                if folder.name not in (*OF_OVERLAYS, *INSTEAD_OF_OTHERS)
-            )
-        ),
+        tuple(name for name in COMPONENTS if name not in (*OF_OVERLAYS, *INSTEAD_OF_OTHERS)),
     ),
+    # Every component on its own.
+    **{
+        f"kind + {name}": ("kind", (*CHANGES.get(name, ()), name))
+        for name in COMPONENTS
+        if name != "namespace"
+    },
 }
+"""Overlay and components by name. A new component is among them."""
 
 
 @cache

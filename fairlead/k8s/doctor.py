@@ -16,12 +16,14 @@ _EXTENSIONS: Mapping[str, tuple[str, str]] = {
     "metrics-server": ("/apis/metrics.k8s.io/v1beta1", "the component hpa"),
     "JobSet": ("/apis/jobset.x-k8s.io/v1alpha2", "the component jobset"),
     "Prometheus operator": ("/apis/monitoring.coreos.com/v1", "the component monitoring"),
-    "cert-manager": ("/apis/cert-manager.io/v1", "certificates of tls and of an Ingress"),
+    "cert-manager": ("/apis/cert-manager.io/v1", "the components tls-certificate and ingress-certificate"),
     "Gateway API": ("/apis/gateway.networking.k8s.io/v1", "the component gateway-api"),
-    "Kueue": ("/apis/kueue.x-k8s.io/v1beta1", "queues of runs"),
+    "Kueue": ("/apis/kueue.x-k8s.io", "the component kueue"),
 }
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
-_OPTIONAL_GROUPS = ("gateway.networking.k8s.io", "jobset.x-k8s.io", "keda.sh", "monitoring.coreos.com")
+_OPTIONAL_GROUPS = (
+    *("cert-manager.io", "gateway.networking.k8s.io", "jobset.x-k8s.io", "keda.sh", "monitoring.coreos.com"),
+)
 
 
 @dataclass(frozen=True, slots=True)

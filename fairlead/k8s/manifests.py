@@ -183,7 +183,9 @@ def kustomize(folder: Path) -> list[Manifest]:
         raise ConfigError(
             "k8s", got=f"…{done.stderr.strip()[-110:]}", allowed="a folder that kustomize renders"
         )
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
+    # The parser in C: dashboards are long texts.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [document for document in yaml.load_all(done.stdout, Loader=loader) if document]
 
 
 def _inside(config: RunConfig) -> RunConfig:
@@ -193,9 +195,9 @@ def _inside(config: RunConfig) -> RunConfig:
 
 def _kustomization(config: RunConfig, target: Target, folder: Path) -> Mapping[str, object]:
     manifests = checkout()
-    # Others change what `feedback` adds, and `external-redis` what others have added. The JobSet takes over
-    # the Job as all others have changed it.
-    order = (_FEEDBACK, "", "external-redis", "external-redis-ca", "jobset")
+    # Others change what `feedback` and `gateway-ingress` add, and `external-redis` what others have added.
+    # The JobSet takes over the Job as all others have changed it, and Kueue has a label on either.
+    order = (_FEEDBACK, "gateway-ingress", "", "external-redis", "external-redis-ca", "jobset", "kueue")
     names = sorted(target.components, key=lambda name: order.index(name if name in order else ""))
     components = [_existing(manifests / "components", name, "component") for name in names]
     return {

@@ -21,6 +21,8 @@ _UNEXPLAINED = ("", "starting", "ContainerCreating", "PodInitializing")
 """What pods do while they wait for something that only an event names."""
 _REPLACED_AFTER = timedelta(minutes=1)
 """A pod that is created later than this after the last change of its settings has replaced another."""
+QUEUE_NAME = "kueue.x-k8s.io/queue-name"
+"""Label of a Job or JobSet that Kueue starts."""
 _JOB_SET_NAME = "jobset.sigs.k8s.io/jobset-name"
 """Label of the Jobs of a JobSet."""
 
@@ -87,7 +89,8 @@ def process_states(cluster: Cluster) -> list[ProcessState]:
 
 def _as_job(job_set: Manifest) -> Manifest:
     """Return a JobSet in the form of its only Job, with the end of the JobSet instead of the Job's."""
-    found = job_set | {"kind": "JobSet", "spec": job_spec(job_set | {"kind": "JobSet"})}
+    job = job_spec(job_set | {"kind": "JobSet"})
+    found = job_set | {"kind": "JobSet", "spec": job | {"suspend": job_set["spec"].get("suspend")}}
     status = job_set.get("status") or {}
     conditions = [
         one | {"type": "Complete" if one["type"] == "Completed" else one["type"]}
@@ -139,13 +142,21 @@ def _state(owner: Manifest, pods: Sequence[Manifest]) -> ProcessState:
         done=done,
         failed=str(failed.get("message") or failed.get("reason") or ""),
         # The pods of earlier attempts of a Job still exist; only the newest show what it does.
-        doing="done" if done else _doing(pods[:wanted] if is_job else pods),
+        doing="done" if done else _suspended(owner) or _doing(pods[:wanted] if is_job else pods),
         restarts=sum(int(one.get("restartCount", 0)) for pod in pods for one in _containers(pod))
         + (int(status.get("failed") or 0) if is_job else 0),
         replaced=_replaced(owner, current),
         started=min(starts, default=None),
         end=_last_end(current),
     )
+
+
+def _suspended(owner: Manifest) -> str:
+    """Return what a suspended Job waits for; empty if it is not suspended."""
+    if not owner["spec"].get("suspend"):
+        return ""
+    queue = (owner["metadata"].get("labels") or {}).get(QUEUE_NAME)
+    return f"suspended: waits in the queue {queue} of Kueue" if queue else "suspended"
 
 
 def _ready(pods: Sequence[Manifest]) -> int:

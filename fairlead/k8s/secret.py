@@ -28,7 +28,8 @@ def ensure_secrets(cluster: Cluster, manifests: Sequence[Manifest], whole: Seque
     Args:
         cluster: the connection.
         manifests: the objects of the stage.
-        whole: the objects of the whole run; one with an external queue needs no `redis`.
+        whole: the objects of the whole run; one with an external queue needs no `redis`, and the Secret of
+            a Certificate is created later.
 
     Returns:
         Whether `redis` was created.
@@ -44,6 +45,8 @@ def ensure_secrets(cluster: Cluster, manifests: Sequence[Manifest], whole: Seque
         # Pods start without an optional Secret with their API key, and then every service refuses them.
         if name != SECRET and (keys_are_required or not optional)
     }
+    # cert-manager creates it after it is applied; the pods wait for it.
+    named -= {one["spec"]["secretName"] for one in whole if one["kind"] == "Certificate"}
     missing = [name for name in sorted(named) if cluster.get("v1", "Secret", name) is None]
     if missing:
         raise ClusterRefused(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from fairlead.config import load
@@ -91,3 +93,49 @@ def test_models_of_an_image_are_mounted_and_every_pod_has_the_priority():
         assert "cpu" in container(templates(objects)[name])["resources"]["requests"], (
             "the base of utilization"
         )
+
+
+@pytest.mark.parametrize("components", [("kueue",), ("kueue", "jobset")])
+def test_trainer_waits_in_a_queue_of_kueue(components):
+    target = Target(overlay="gpu", components=components, namespace="fairlead", registry="registry.test/team")
+    (trainer,) = of_kind(render(load(), target), "Job", "JobSet").values()
+    assert trainer["kind"] == ("JobSet" if "jobset" in components else "Job")
+    assert trainer["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "fairlead"
+    assert "suspend" not in trainer["spec"], "the next `up` would suspend a trainer that runs"
+
+
+def test_certificate_has_every_name_that_clients_call():
+    objects = rendered("everything")
+    certificate = of_kind(objects, "Certificate")["fairlead-tls"]["spec"]
+    settings = data_of(objects, "cluster")
+    called = set(re.findall(r"dns:///([\w.-]+):", "".join(settings.values())))
+    called |= {"gateway", "feedback"} & set(of_kind(objects, "Service"))
+    assert called <= set(certificate["dnsNames"])
+    assert {"server auth", "client auth"} <= set(certificate["usages"]), "TLS is mutual"
+    mounted = {
+        volume["secret"]["secretName"]
+        for template in templates(objects).values()
+        for volume in template["spec"]["volumes"]
+        if volume["name"] == "tls"
+    }
+    assert mounted == {certificate["secretName"]}
+
+
+def test_ingresses_ask_for_certificates():
+    components = ("ingress-certificate", "gateway-ingress", "feedback")
+    target = Target(overlay="kind", components=components, namespace="fairlead")
+    config = load(
+        overrides={"gateway.origin": "https://gateway.test", "feedback.origin": "https://feedback.test"}
+    )
+    routes = of_kind(render(config, target), "Ingress")
+    assert set(routes) == {"gateway", "feedback"}
+    for route in routes.values():
+        assert route["metadata"]["annotations"]["cert-manager.io/cluster-issuer"] == "letsencrypt"
+
+
+def test_vllm_gets_its_image_and_shared_memory():
+    objects = rendered("kind + vllm")
+    policy = templates(objects)["policy"]
+    assert container(policy)["image"].startswith("registry.test/team/fairlead-vllm:")
+    (shared,) = [one["emptyDir"] for one in policy["spec"]["volumes"] if one["name"] == "shm"]
+    assert shared == {"medium": "Memory", "sizeLimit": "16Gi"}

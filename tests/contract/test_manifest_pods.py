@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from kubernetes.utils.quantity import parse_quantity
 
 from fairlead.config import load
 from fairlead.errors import EXIT_CODE, Stalled, StoppedByGate
@@ -47,8 +48,11 @@ def test_pods_meet_the_restricted_standard(objects):
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         }
-        assert {"cpu", "memory"} <= set(found["resources"]["requests"])
-        assert "memory" in found["resources"]["limits"]
+        requests, limits = found["resources"]["requests"], found["resources"]["limits"]
+        assert {"cpu", "memory"} <= set(requests)
+        assert "memory" in limits
+        for resource, limit in limits.items():
+            assert parse_quantity(requests.get(resource, limit)) <= parse_quantity(limit), resource
         assert "/tmp" in {mount["mountPath"] for mount in found["volumeMounts"]}
         for volume in spec["volumes"]:
             assert "hostPath" not in volume

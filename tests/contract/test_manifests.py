@@ -24,9 +24,9 @@ from fairlead.k8s.manifests import (
     kustomize,
     render,
 )
+from tests.extension_schemas import SCHEMAS
 from tests.rendered import (
     MODEL_SERVICES,
-    OF_OVERLAYS,
     VARIANTS,
     container,
     data_of,
@@ -55,135 +55,13 @@ COMPONENTS = {
     "network": (),
     "namespace": (),
     "rights": (),
+    "certificate": (),
 }
 """Processes by the label that `down`, `scale`, stages and patches select."""
 
-OLDEST, NEWEST = "1.30", "1.36"
+OVERLAYS = sorted((checkout() / "overlays").iterdir())
+OLDEST, NEWEST = "1.30", ".".join(kubernetes_validate.latest_version().split(".")[:2])
 """Versions of Kubernetes; the oldest is the first with `preStop.sleep` enabled by default."""
-
-# Kubernetes has no schemas of extensions: these are written by hand from their documentation.
-_TEXT, _NUMBER = {"type": "string"}, {"type": "integer"}
-
-
-def _exactly(required: str, optional: str = "", **types: object) -> dict[str, object]:
-    names = [*required.split(), *optional.split()]
-    return {
-        "type": "object",
-        "properties": {name: types.get(name, {}) for name in names},
-        "required": required.split(),
-        "additionalProperties": False,
-    }
-
-
-_TRIGGER = _exactly(
-    "type metadata authenticationRef",
-    type={"const": "redis-streams"},
-    metadata=_exactly(
-        "address stream consumerGroup",
-        "lagCount pendingEntriesCount enableTLS databaseIndex",
-        **dict.fromkeys(
-            (
-                *("address", "stream", "consumerGroup", "lagCount", "pendingEntriesCount"),
-                *("enableTLS", "databaseIndex"),
-            ),
-            _TEXT,
-        ),
-    ),
-    authenticationRef=_exactly("name"),
-)
-
-_RULE = _exactly(
-    "name action onJobFailureReasons",
-    name={"pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"},
-    action={"const": "FailJobSet"},
-    onJobFailureReasons={"type": "array", "items": {"const": "PodFailurePolicy"}},
-)
-
-_ROUTE_RULE = _exactly(
-    "matches backendRefs timeouts",
-    matches={
-        "type": "array",
-        "items": _exactly("path", path=_exactly("type value", type={"const": "PathPrefix"}, value=_TEXT)),
-    },
-    backendRefs={"type": "array", "items": _exactly("name port", name=_TEXT, port=_NUMBER)},
-    timeouts=_exactly("request", request={"pattern": "^[0-9]+s$"}),
-)
-
-_ALERT = _exactly(
-    "alert expr labels annotations",
-    "for",
-    **dict.fromkeys(("alert", "expr", "for"), _TEXT),
-    labels=_exactly("severity", severity={"enum": ["info", "warning", "critical"]}),
-    annotations=_exactly(
-        "summary description runbook_url", summary=_TEXT, description=_TEXT, runbook_url=_TEXT
-    ),
-)
-_RECORD = _exactly("record expr", record=_TEXT, expr=_TEXT)
-
-CUSTOM = {
-    # api/jobset/v1alpha2/jobset_types.go of kubernetes-sigs/jobset; `template` is that of a Job.
-    "JobSet": _exactly(
-        "network failurePolicy replicatedJobs",
-        network=_exactly("enableDNSHostnames", enableDNSHostnames={"type": "boolean"}),
-        failurePolicy=_exactly(
-            "maxRestarts restartStrategy rules",
-            maxRestarts=_NUMBER,
-            restartStrategy={"enum": ["Recreate", "BlockingRecreate", "InPlaceRestart"]},
-            rules={"type": "array", "items": _RULE},
-        ),
-        replicatedJobs={
-            "type": "array",
-            "items": _exactly("name replicas template", name=_TEXT, replicas=_NUMBER),
-        },
-    ),
-    # apis/v1/httproute_types.go of kubernetes-sigs/gateway-api.
-    "HTTPRoute": _exactly(
-        "parentRefs hostnames rules",
-        parentRefs={"type": "array", "items": _exactly("name", "namespace sectionName port")},
-        hostnames={"type": "array", "items": _TEXT},
-        rules={"type": "array", "items": _ROUTE_RULE},
-    ),
-    "ScaledObject": _exactly(
-        "scaleTargetRef triggers minReplicaCount maxReplicaCount fallback pollingInterval cooldownPeriod",
-        "advanced",
-        scaleTargetRef=_exactly("name"),
-        triggers={"type": "array", "items": _TRIGGER},
-        minReplicaCount=_NUMBER,
-        maxReplicaCount=_NUMBER,
-        pollingInterval=_NUMBER,
-        cooldownPeriod=_NUMBER,
-        fallback=_exactly("failureThreshold replicas", failureThreshold=_NUMBER, replicas=_NUMBER),
-        advanced=_exactly(
-            "horizontalPodAutoscalerConfig", horizontalPodAutoscalerConfig=_exactly("behavior")
-        ),
-    ),
-    "TriggerAuthentication": _exactly(
-        "secretTargetRef", secretTargetRef={"type": "array", "items": _exactly("parameter name key")}
-    ),
-    "PodMonitor": _exactly(
-        "selector podMetricsEndpoints podTargetLabels",
-        selector=_exactly("matchLabels"),
-        podMetricsEndpoints={
-            "type": "array",
-            "items": _exactly(
-                "port path interval relabelings",
-                interval=_TEXT,
-                relabelings={"type": "array", "items": _exactly("sourceLabels targetLabel")},
-            ),
-        },
-    ),
-    "PrometheusRule": _exactly(
-        "groups",
-        groups={
-            "type": "array",
-            "items": _exactly(
-                "name interval rules",
-                interval=_TEXT,
-                rules={"type": "array", "items": {"oneOf": [_ALERT, _RECORD]}},
-            ),
-        },
-    ),
-}
 
 
 @pytest.fixture(params=VARIANTS)
@@ -192,13 +70,12 @@ def objects(request):
 
 
 def test_every_overlay_and_component_is_among_the_variants():
-    shipped = {folder.name for kind in ("overlays", "components") for folder in (checkout() / kind).iterdir()}
-    assert shipped == {
-        name for overlay, components in VARIANTS.values() for name in (overlay, *components)
-    } | {*OF_OVERLAYS}
+    shipped = {one.name for one in (*OVERLAYS, *(checkout() / "components").iterdir())}
+    used = {name for overlay, components in VARIANTS.values() for name in (overlay, *components)}
+    assert used == shipped - {"namespace"}, "every overlay has the component namespace"
 
 
-@pytest.mark.parametrize("folder", ["base", "overlays/kind", "overlays/gpu", "overlays/large"])
+@pytest.mark.parametrize("folder", ["base", *(f"overlays/{one.name}" for one in OVERLAYS)])
 def test_folder_renders_on_its_own(folder):
     assert {"policy", "trainer", "redis"} <= set(templates(kustomize(checkout() / folder)))
 
@@ -212,12 +89,12 @@ def _validate(manifest: str, version: str) -> None:
 def test_strict_schemas(objects):
     for manifest, version in itertools.product(objects, (OLDEST, NEWEST)):
         needs = NEWEST if '"image": {' in json.dumps(manifest) else OLDEST
-        if manifest["kind"] not in CUSTOM and version >= needs:
+        if manifest["kind"] not in SCHEMAS and version >= needs:
             _validate(json.dumps(manifest), version)
     for manifest in objects:
-        if manifest["kind"] in CUSTOM:
+        if manifest["kind"] in SCHEMAS:
             assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
-            jsonschema.validate(manifest["spec"], CUSTOM[manifest["kind"]])
+            jsonschema.validate(manifest["spec"], SCHEMAS[manifest["kind"]])
         if manifest["kind"] == "JobSet":
             assert (manifest["apiVersion"], manifest["kind"]) == JOB_SET
             (ranks,) = manifest["spec"]["replicatedJobs"]

@@ -12,7 +12,7 @@ import pytest
 from fairlead.cli import k8s_models
 from fairlead.k8s import fetch
 from tests.cluster_controllers import CREATING, READY, ended
-from tests.cluster_stand_in import KEDA, named, writes
+from tests.cluster_stand_in import JOB_SETS, KEDA, named, writes
 from tests.rendered import rendered
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
@@ -104,3 +104,16 @@ def test_script_of_fetch_model_leaves_a_complete_folder_or_none(tmp_path: Path):
     last = (tmp_path / "calls").read_text().splitlines()[-1].split()
     assert last[:6] == ["download", "org/name", "--revision", "main", "--local-dir", "models/name.part"]
     assert "--exclude=*.bin" in last
+
+
+@pytest.mark.parametrize("components", [("kueue",), ("jobset", "kueue")])
+def test_status_shows_that_the_trainer_waits_in_a_queue(cluster, fairlead, components):
+    cluster.kinds |= JOB_SETS
+    flags = [flag for name in components for flag in ("--component", name)]
+    cluster.controllers.scripts["trainer"] = [{"pending": True}]
+    fairlead(*UP, *flags, "--stage", "sft", "--timeout-seconds", "0.5", code=4)
+    plural = "jobsets" if "jobset" in components else "jobs"
+    # What the webhook of Kueue does when the object is created.
+    named(cluster, plural)["trainer"]["spec"]["suspend"] = True
+    shown = fairlead("status").stdout
+    assert "suspended: waits in the queue fairlead of Kueue" in shown

@@ -68,6 +68,14 @@ def test_missing_secrets_are_reported_before_anything_is_applied(cluster, fairle
     assert mounted == {"fairlead-keys", "fairlead-tls"}
 
 
+def test_secret_of_a_certificate_need_not_exist_yet(cluster, fairlead):
+    cluster.kinds |= {"cert-manager.io/v1": {"Certificate": "certificates"}}
+    fairlead(*UP, "run.toml", "--component", "tls", "--component", "tls-certificate", "--create-namespace")
+    assert set(named(cluster, "certificates")) == {"fairlead-tls"}
+    fairlead(*UP, "run.toml")
+    assert not named(cluster, "certificates"), "it is deleted with its component"
+
+
 def test_optional_key_is_required_where_services_require_keys(cluster, fairlead):
     fairlead("up", "--overlay", "kind", "run.toml", "--create-namespace")
     fairlead(*UP, "run.toml", "--component", "weights-over-grpc")
