@@ -6,7 +6,6 @@ Generates with the SFT policy and the tuned one, through the policy service, wit
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from examples.rotten_tomatoes import judge
+from examples.variety import distinct_2
 from fairlead.config import RunConfig
 from fairlead.data.records import load_prompts
 from fairlead.data.sentences import load_parts
@@ -93,8 +93,8 @@ def summary(before: Sequence[Judged], after: Sequence[Judged], *, seed: int) -> 
         "probability_after": fmean(p for found in after for p in found.probabilities),
         "words_before": _words(before),
         "words_after": _words(after),
-        "distinct_2_before": _distinct_2(before),
-        "distinct_2_after": _distinct_2(after),
+        "distinct_2_before": distinct_2(_all_texts(before)),
+        "distinct_2_after": distinct_2(_all_texts(after)),
         "ended_before": fmean(flag for found in before for flag in found.ended),
         "ended_after": fmean(flag for found in after for flag in found.ended),
         "probabilities_before": [p for found in before for p in found.probabilities],
@@ -179,11 +179,8 @@ def _judged(critic: judge.Judge, groups: Sequence[Sequence[GeneratedAnswer]], ga
 
 
 def _words(groups: Sequence[Judged]) -> float:
-    return fmean(len(text.split()) for found in groups for text in found.texts)
+    return fmean(len(text.split()) for text in _all_texts(groups))
 
 
-def _distinct_2(groups: Sequence[Judged]) -> float:
-    """Return distinct pairs of adjacent words ÷ all pairs; low if a policy repeats the same phrases."""
-    texts = [text.split() for found in groups for text in found.texts]
-    pairs = [pair for words in texts for pair in itertools.pairwise(words)]
-    return len(set(pairs)) / max(len(pairs), 1)
+def _all_texts(groups: Sequence[Judged]) -> list[str]:
+    return [text for found in groups for text in found.texts]

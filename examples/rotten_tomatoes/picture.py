@@ -6,15 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
-from examples import plots
-from examples.plots import COLORS
+from examples import run_picture
+from examples.run_picture import Judgments
 from fairlead.config import RunConfig
-from fairlead.report import run_record
-
-_SIZE_INCHES = (10.0, 2.9)
 
 
 def draw(config: RunConfig, figures: Mapping[str, Any], out: Path) -> None:
@@ -25,24 +19,8 @@ def draw(config: RunConfig, figures: Mapping[str, Any], out: Path) -> None:
         figures: the result of `outcome.measure`.
         out: the file to write.
     """
-    record = run_record.read(config.folder)
-    with mpl.rc_context({**plots.STYLE, "savefig.facecolor": "white"}):
-        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
-        reward, divergence, judged = figure.subplots(1, 3)
-        for axes, curve, title, color in (
-            (reward, "reward", "Reward model's score", COLORS[1]),
-            (divergence, "kl", "KL to the reference, nats", COLORS[3]),
-        ):
-            axes.plot(*record.curve(curve), color=color, linewidth=1.6)
-            axes.set_title(title)
-            axes.set_xlabel("PPO update")
-        for side, name, color in (("before", "SFT", COLORS[4]), ("after", "after PPO", COLORS[0])):
-            share = f"{name}: {figures[f'positive_{side}']:.0%} positive"
-            values = figures[f"probabilities_{side}"]
-            judged.hist(
-                values, bins=20, range=(0, 1), histtype="stepfilled", alpha=0.55, color=color, label=share
-            )
-        judged.set_title("Judge: probability of positive")
-        judged.set_yticks([])
-        judged.legend(fontsize=8, loc="upper left")
-        figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None, dpi=150)
+    scores = {
+        f"{name}: {figures[f'positive_{side}']:.0%} positive": figures[f"probabilities_{side}"]
+        for side, name in (("before", "SFT"), ("after", "after PPO"))
+    }
+    run_picture.draw(config, Judgments("Judge: probability of positive", scores, (0.0, 1.0)), out)

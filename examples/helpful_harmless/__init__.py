@@ -1,0 +1,1 @@
+"""Helpful and harmless: a small chat model learns from people's judgments of harm, and what that costs."""

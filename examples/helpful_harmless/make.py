@@ -1,0 +1,89 @@
+"""Divide the pairs of hh_rlhf among files: `python -m examples.helpful_harmless.make HARMLESS FOLDER`.
+
+Three parts without a common first question: one trains the reward model and gives PPO its prompts, one trains
+the judge, and one is for evaluation only. Long conversations lose their beginning, because a CPU reads them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+MAX_PROMPT_WORDS = 60
+"""Most words of the messages that are kept before an answer."""
+SHARES = {"train": 0.6, "judge": 0.2, "heldout": 0.2}
+"""Parts and their shares of the first questions."""
+
+Pair = Mapping[str, Any]
+"""`prompt`: messages; `chosen` and `rejected`: one message each."""
+
+
+def part_of(question: str) -> str:
+    """Return the part of a conversation by its first question; case and white space do not matter."""
+    digest = blake2b(" ".join(question.lower().split()).encode(), digest_size=8).digest()
+    place = int.from_bytes(digest, "big") / 2**64
+    for part, share in SHARES.items():
+        if place < share:
+            return part
+        place -= share
+    return part
+
+
+def shortened(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Return the last messages with at most MAX_PROMPT_WORDS words in all, beginning with the user's.
+
+    If the last message is longer than that by itself, its last words are kept.
+    """
+    kept: list[dict[str, str]] = []
+    words = 0
+    for message in reversed(messages):
+        words += len(message["content"].split())
+        if words > MAX_PROMPT_WORDS:
+            break
+        kept.insert(0, dict(message))
+    if not kept:
+        content = messages[-1]["content"].split()[-MAX_PROMPT_WORDS:]
+        return [{"role": messages[-1]["role"], "content": " ".join(content)}]
+    while kept[0]["role"] != "user":
+        kept.pop(0)
+    return kept
+
+
+def parts(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
+    """Return the shortened pairs of each part. A shortened prompt of an earlier part is left out of a later
+    one, as different conversations can end with the same words.
+    """
+    found: dict[str, list[Pair]] = {part: [] for part in SHARES}
+    for pair in pairs:
+        part = part_of(pair["prompt"][0]["content"])
+        found[part].append({**pair, "prompt": shortened(pair["prompt"])})
+    known: set[str] = set()
+    for part, members in found.items():
+        found[part] = [pair for pair in members if json.dumps(pair["prompt"]) not in known]
+        known |= {json.dumps(pair["prompt"]) for pair in members}
+    return found
+
+
+def read(file: Path) -> list[Pair]:
+    """Read a file of JSON lines, gzipped."""
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def make(file: Path, folder: Path) -> dict[str, int]:
+    """Write `train.jsonl`, `judge.jsonl` and `heldout.jsonl`; return the number of pairs in each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = parts(read(file))
+    for part, pairs in found.items():
+        text = "".join(json.dumps(pair) + "\n" for pair in pairs)
+        (folder / f"{part}.jsonl").write_text(text, encoding="utf-8")
+    return {part: len(pairs) for part, pairs in found.items()}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{make(Path(sys.argv[1]), Path(sys.argv[2]))}\n")

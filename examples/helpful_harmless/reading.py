@@ -1,0 +1,105 @@
+"""Read answers with a language model: the log-prob of each, and features of what the model makes of it.
+
+One forward pass gives both. The features are those that a judge is trained on.
+
+Shapes: N answers, F features, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from fairlead.config.base import ComputeSection
+from fairlead.data.chat import Prompt
+from fairlead.data.encoding import encode_answer
+from fairlead.nn.loading import load_causal_lm, load_tokenizer, set_threads, torch_dtype
+from fairlead.nn.logprobs import hidden_logprobs
+from fairlead.nn.unembedding import output_layer
+from trainer.sequences import TokenSequence, autocast, overhead_tokens, pack, pad, predictor_hidden
+
+Answer = tuple[Prompt, str]
+"""A prompt and an answer to it."""
+MAX_TOKENS = 256
+"""Longest sequence; a longer one loses the beginning of its prompt, then the end of its answer."""
+_BATCH_TOKENS = 2_048
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What a model makes of answers, in their order."""
+
+    logprobs_N: NDArray[np.float64]
+    """Log-prob of each whole answer given its prompt, with its end."""
+    tokens_N: NDArray[np.float64]
+    """Tokens of each answer."""
+    features_NF: NDArray[np.float64]
+    """Mean and last of the hidden states that predict its tokens, F = 2H."""
+
+    @property
+    def mean_logprobs(self) -> NDArray[np.float64]:
+        """Log-prob of each answer per token, [N]."""
+        return self.logprobs_N / self.tokens_N
+
+    def at(self, indices: Sequence[int]) -> Readings:
+        """Return the readings of some answers, in this order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Readings(self.logprobs_N[chosen], self.tokens_N[chosen], self.features_NF[chosen])
+
+
+def read_groups(
+    path: str, groups: Mapping[str, Sequence[Answer]], section: ComputeSection
+) -> dict[str, Readings]:
+    """Return the result of `read` for several groups of answers; the model is loaded once."""
+    found = read(path, [answer for members in groups.values() for answer in members], section)
+    places = iter(range(len(found.tokens_N)))
+    return {name: found.at([next(places) for _ in members]) for name, members in groups.items()}
+
+
+@torch.no_grad()
+def read(path: str, answers: Sequence[Answer], section: ComputeSection) -> Readings:
+    """Read answers to prompts.
+
+    Args:
+        path: the language model.
+        answers: at least one.
+        section: device, dtype and threads.
+
+    Raises:
+        ModelLoadError: if the model cannot be loaded.
+    """
+    set_threads(section)
+    tokenizer = load_tokenizer(path)
+    dtype = torch_dtype(section)
+    model = load_causal_lm(path, section.model_copy(update={"dtype": "float32"}))
+    body = model.base_model
+    assert isinstance(body, PreTrainedModel)
+    sequences = [fitting(*encode_answer(tokenizer, prompt, answer)) for prompt, answer in answers]
+    logprobs_N = np.zeros(len(sequences))
+    features: list[NDArray[np.float64]] = [np.zeros(0)] * len(sequences)
+    lengths = [len(sequence.token_ids) for sequence in sequences]
+    overhead = overhead_tokens(model.device)
+    for indices in pack(lengths, max_tokens=_BATCH_TOKENS, overhead=overhead):
+        batch = pad([sequences[index] for index in indices], model.device)
+        with autocast(model.device, dtype):
+            hidden_NH = predictor_hidden(body, batch)
+            found_N = hidden_logprobs(hidden_NH, output_layer(model), batch.targets_N, temperature=1.0)
+        sizes = [sequences[index].response_length for index in indices]
+        parts = zip(indices, torch.split(found_N, sizes), torch.split(hidden_NH.float(), sizes), strict=True)
+        for index, of_answer_T, hidden_TH in parts:
+            logprobs_N[index] = float(of_answer_T.double().sum())
+            features[index] = torch.cat([hidden_TH.mean(0), hidden_TH[-1]]).double().cpu().numpy()
+    tokens_N = np.array([float(sequence.response_length) for sequence in sequences])
+    return Readings(logprobs_N, tokens_N, np.stack(features))
+
+
+def fitting(prompt: Sequence[int], answer: Sequence[int], *, max_tokens: int = MAX_TOKENS) -> TokenSequence:
+    """Return a sequence of at most `max_tokens`; at least one token of the prompt stays."""
+    answer = tuple(answer)[: max_tokens - 1]
+    prompt = tuple(prompt)[-(max_tokens - len(answer)) :]
+    return TokenSequence((*prompt, *answer), len(prompt))
