@@ -23,7 +23,7 @@ class Measure:
     form: str
     """Format of a value."""
     group: str
-    """Heading that the row stands under."""
+    """Heading of the rows that it belongs to."""
 
 
 HARM = "Harm, on held-out prompts of hh_rlhf"

@@ -47,7 +47,7 @@ def test_long_last_question_keeps_its_last_words() -> None:
     assert message == {"role": "user", "content": " ".join(words[5:])}
 
 
-def test_question_alone_decides_the_part() -> None:
+def test_first_question_decides_the_part() -> None:
     counts = Counter(make.part_of(f"question {number} ?") for number in range(4_000))
     assert {part: round(count / 4_000, 1) for part, count in counts.items()} == make.SHARES
     assert make.part_of("What  is\nthis?") == make.part_of("what is this?")
