@@ -30,6 +30,7 @@ from services.reference.model import Lookup
 from services.reference.scorer import ReferenceScorer
 from services.reward.scorer import RewardScorer
 from trainer.ppo import batch, learner
+from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.dispatch import PromptOrder
 
 _T = TypeVar("_T")
@@ -41,6 +42,8 @@ class Loop:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         tokenizer = load_tokenizer(config.policy.path)
+        self.tokenizer = tokenizer
+        """That of the policy."""
         self._learner = learner.load(config, tokenizer)
         self._reward = RewardScorer(config.reward.path, config.reward)
         self._reference = ReferenceScorer(config.reference.path, config.reference)
@@ -58,6 +61,12 @@ class Loop:
 
     def update(self, number: int) -> dict[str, float]:
         """Generate a batch, score it, look up the reference and learn; return the metrics of the update."""
+        rollouts = self.rollouts(self.outcomes(number))
+        assert rollouts is not None
+        return self.learn(rollouts, number)
+
+    def outcomes(self, number: int) -> list[Outcome]:
+        """Return the outcomes of the tasks of an update, answered by the policy as it is."""
         size, version = self._config.ppo.tasks_per_update, WeightVersion(1, number)
         tasks = self._prompts.tasks(range(number * size, (number + 1) * size), min_version=version)
         completions = self._generate(tasks, version)
@@ -68,12 +77,27 @@ class Loop:
         ]
         found = zip(completions, self._scores(pairs), self._reference_logprobs(pairs), strict=True)
         answers = (Rollout(completion, score, "", reference) for completion, score, reference in found)
-        outcomes = [
+        return [
             Outcome(task, tuple(itertools.islice(answers, task.num_samples)), "loop", 1, 0) for task in tasks
         ]
-        rollouts = batch.from_outcomes(outcomes, self._learner.models.device)
-        assert rollouts is not None
+
+    def rollouts(self, outcomes: Sequence[Outcome]) -> RolloutBatch | None:
+        """Return the batch of outcomes, as the trainer makes it; None without any."""
+        return batch.from_outcomes(outcomes, self._learner.models.device)
+
+    def learn(self, rollouts: RolloutBatch, number: int) -> dict[str, float]:
+        """Train on the batch of an update; return its metrics."""
         return self._learner.learn(rollouts, update=number)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Return the text of ids, without special tokens."""
+        return str(
+            self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+    def use_reward_model(self, path: str) -> None:
+        """Score with another reward model from now on."""
+        self._reward = RewardScorer(path, self._config.reward)
 
     def _generate(self, tasks: Sequence[PromptTask], version: WeightVersion) -> list[Completion]:
         samples = [

@@ -13,24 +13,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from benchmarks.generation import decode
+from benchmarks.parcel_task import answers
 from examples.parcel_help import gold
 from fairlead.config import RunConfig
-from fairlead.data.control import policy_stop_ids
 from fairlead.data.encoding import encode_prompt
 from fairlead.errors import ModelLoadError
-from fairlead.nn.loading import eos_token_ids, load_causal_lm, load_tokenizer
+from fairlead.nn.loading import load_causal_lm, load_tokenizer
 from fairlead.nn.reward_model import load_reward_model
-from fairlead.types import FinishReason, SamplingParams, WeightVersion
-from services.policy.decoder import Decoder
 from services.policy.sample_state import SampleState
-from services.policy.sampler import stream_key
 from trainer.sequences import TokenSequence, pack, pad, response_logprobs
 
 SEED = 1
-_SLOTS = 256
 _TOKENS = 16_384
-_VERSION = WeightVersion(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +84,7 @@ class Evaluation:
         starts = range(0, len(samples), self._samples)
         groups = [
             [
-                (self._text(each), each.finish_reason is FinishReason.STOP)
+                (answers.text_of(each, self._tokenizer), answers.ended(each))
                 for each in samples[start:][: self._samples]
             ]
             for start in starts
@@ -117,20 +111,14 @@ class Evaluation:
         return model
 
     def _answers(self, model: PreTrainedModel) -> list[SampleState]:
-        stop_ids = eos_token_ids(model, self._tokenizer) | policy_stop_ids(self._tokenizer)
-        sampling = SamplingParams(max_new_tokens=self._config.sampling.max_new_tokens, seed=SEED)
-        samples = [
-            SampleState(ids, sampling, stream_key(SEED, number), stop_ids, limit=sampling.max_new_tokens)
-            for number, ids in enumerate(ids for _, ids in self._prompts for _ in range(self._samples))
-        ]
-        decode(Decoder(model, slots=_SLOTS), samples, _VERSION)
-        return samples
-
-    def _text(self, sample: SampleState) -> str:
-        text = self._tokenizer.decode(
-            sample.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        return answers.draw(
+            model,
+            self._tokenizer,
+            [ids for _, ids in self._prompts],
+            samples=self._samples,
+            max_new_tokens=self._config.sampling.max_new_tokens,
+            seed=SEED,
         )
-        return str(text)
 
     def _start_logprobs(self, samples: Sequence[SampleState]) -> float:
         """Return the sum of the log-probs of all answers under the policy that all start from."""

@@ -91,7 +91,8 @@ def measure_all(
     finished: dict[Run, Outcome] = {}
     missing: dict[Run, str] = {}
     failed: set[Hashable] = set()
-    for run in runs:
+    measured, seconds = 0, 0.0
+    for place, run in enumerate(runs):
         digest = run.key()
         known = store.get(run.name, digest)
         if known is not None:
@@ -102,9 +103,16 @@ def measure_all(
             missing[run] = "no time left"
         else:
             try:
+                begun = time.time()
                 finished[run] = measure(run)
                 store.put(run.name, digest, finished[run])
-                print(f"{run}: {finished[run]}", file=sys.stderr, flush=True)
+                measured, seconds = measured + 1, seconds + time.time() - begun
+                left = (len(runs) - place - 1) * seconds / measured / 60
+                print(
+                    f"{place + 1} of {len(runs)}, at most {left:.0f} min left: {run}: {finished[run]}",
+                    file=sys.stderr,
+                    flush=True,
+                )
             except OutOfTime:
                 missing[run] = "killed when the time was up"
             except FairleadError as error:

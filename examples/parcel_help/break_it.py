@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from examples.parcel_help import figures, gold
+from examples.parcel_help import figures, gold, measures
 from fairlead.config import RunConfig
 from fairlead.report import charts, run_record
 from fairlead.report.charts import Mark
@@ -65,7 +65,8 @@ def write(config: RunConfig) -> None:
 def outcome(record: RunRecord) -> dict[str, Any]:
     """Return what happened, and what a guard with `action = "stop"` would have saved.
 
-    `fired` is the first alert of level `stop`. `half_lost` is the first update after the peak at which gold
+    `confirmed` is the share of the proxy's gain that gold confirms; None if the proxy did not rise. `fired`
+    is the first alert of level `stop`. `half_lost` is the first update after the peak at which gold
     has lost half of its gain, if the gain was larger than noise. Both are None if there is none. `signals`
     has the first alert of every signal and level, with gold and proxy of its update.
     """
@@ -91,6 +92,9 @@ def outcome(record: RunRecord) -> dict[str, Any]:
         "gold_peak_update": int(updates[peak]),
         "gold_gained": gained,
         "gold_last": gold_rewards[-1],
+        "confirmed": measures.confirmed(
+            gold_gain=gold_rewards[-1] - gold_rewards[0], proxy_gain=proxies[-1] - proxies[0]
+        ),
         "half_lost": lost,
         "fired": fired,
         "gold_fired": gold_fired,
@@ -193,6 +197,9 @@ def _headlines(numbers: Mapping[str, Any]) -> list[Headline]:
             f"{numbers['gold_peak_update']}.",
         ),
     ]
+    if numbers["confirmed"] is not None:
+        meaning = "Gold's gain from the first update to the last ÷ what the gain in score claims."
+        found.append(Headline(f"{numbers['confirmed']:.0%}", "of the gain confirmed by gold", meaning))
     if fired is not None:
         meaning = (
             f"The first signal that crossed a stop limit: {fired['value']:.2f}, with a limit of "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from examples.parcel_help.labelers import NOISE
 from fairlead.judgments.calibration import accuracy
 from fairlead.judgments.resampling import mean_interval
 from trainer.reward_model import baselines
@@ -40,6 +41,15 @@ def accuracies(margins: Sequence[float], comparisons: Sequence[Comparison]) -> d
         if comparison.gold_margin != 0
     ]
     return {"accuracy_labels": accuracy(margins), "accuracy_gold": accuracy(by_gold)}
+
+
+def confirmed(*, gold_gain: float, proxy_gain: float) -> float | None:
+    """Return the share of a gain in score that gold confirms; None if the score did not rise.
+
+    Labelers prefer an answer that is better by Δ with the log-odds Δ ÷ NOISE, and a reward model's scores are
+    log-odds, so a score of 1 claims NOISE of gold.
+    """
+    return gold_gain / (NOISE * proxy_gain) if proxy_gain > 0 else None
 
 
 def longer_margins(comparisons: Sequence[Comparison]) -> list[float]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.parcel_help import figures, gold, reward_report
+from examples.parcel_help import figures, gold, measures, reward_report
 from examples.parcel_help.figures import Round
 from examples.parcel_help.files import Files
 from fairlead.config import RunConfig
@@ -143,7 +143,7 @@ def _headlines(found: Round, numbers: Mapping[str, Any]) -> list[Headline]:
             f"{ppo['proxy_before']:+.2f} → {ppo['proxy_after']:+.2f}",
             "reward model's score",
             "What PPO optimized, in the last round. If it rises and gold does not, the reward is gamed, not "
-            "earned.",
+            f"earned. {_confirmed(ppo)}".rstrip(),
         ),
         Headline(
             f"{model['accuracy_labels']:.0%}",
@@ -163,6 +163,13 @@ def _headlines(found: Round, numbers: Mapping[str, Any]) -> list[Headline]:
             "All stages on this machine, including the start and stop of services, except for this page.",
         ),
     ]
+
+
+def _confirmed(ppo: Mapping[str, Any]) -> str:
+    share = measures.confirmed(
+        gold_gain=ppo["gold_after"] - ppo["gold_before"], proxy_gain=ppo["proxy_after"] - ppo["proxy_before"]
+    )
+    return "" if share is None else f"Gold confirms {share:.0%} of what this gain claims."
 
 
 def _outcome(config: RunConfig, rounds: Sequence[Round], numbers: Mapping[str, Any]) -> PageSection:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from fairlead.config import RunFolder
 from fairlead.config.saving import replace_text
 from fairlead.local.status import RunStatus
-from fairlead.report import now, run_record
+from fairlead.report import confirmation, now, run_record
 from fairlead.report.guards import guards
 from fairlead.report.page import Headline, Page, PageSection, render
 from fairlead.report.run_record import RunRecord
@@ -47,6 +47,7 @@ def figures_of(record: RunRecord) -> dict[str, object]:
         "ppo": dict(record.ppo),
         "queue": record.queue,
         "guards": list(record.ppo.get("guards", ())),
+        "confirmed": found.share if (found := confirmation.confirmation(record)) is not None else None,
         "seconds": record.seconds_per_phase,
         "samples": record.evaluation.get("samples", []),
     }
@@ -56,6 +57,7 @@ def sections_of(record: RunRecord) -> list[PageSection]:
     """Return the sections that follow from the record only."""
     return [
         *guards(record),
+        *confirmation.section(record),
         *learning(record, without=("reward", "kl")),
         *work(record),
         *preferences(record),
@@ -124,6 +126,10 @@ def _results(record: RunRecord) -> list[Headline]:
     _, kl = record.curve("kl")
     if kl:
         found.append(Headline(f"{kl[-1]:.1f}", "KL to the reference", "Nats per answer, at the last update."))
+    confirmed = confirmation.confirmation(record)
+    if confirmed is not None and confirmed.share is not None:
+        meaning = confirmation.sentence(confirmed)
+        found.append(Headline(f"{confirmed.share:.0%}", "of the gain confirmed", meaning))
     if record.queue:
         bad = record.queue.get("tasks_lost", 0) + record.queue.get("tasks_duplicated", 0)
         meaning = f"Of {record.queue.get('tasks_dispatched', 0)} prompt tasks; each must count exactly once."

@@ -77,6 +77,7 @@ def test_outcome_equals_values_computed_by_hand(tmp_path: Path) -> None:
     assert figures.gold_by_update(record) == ([1, 2, 3, 4, 5], pytest.approx(GOLDS))
     found = break_it.outcome(record)
     assert (found["proxy_first"], found["proxy_last"]) == (0.0, 4.0)
+    assert found["confirmed"] == pytest.approx((-0.8 / 3 - 0.2) / (0.7 * 4.0))
     # Means of up to three updates: 0.2, 1.0, 0.867, 0.733, -0.267.
     assert (found["gold_peak"], found["gold_peak_update"]) == (pytest.approx(1.0), 2)
     # Half of the gain is lost below (0.2 + 1.0) / 2: at update 5, after the guard fired.

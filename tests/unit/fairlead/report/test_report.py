@@ -167,6 +167,27 @@ def test_report_of_a_run(tmp_path: Path) -> None:
     assert "learning" in anchors
 
 
+def test_report_says_what_a_second_reward_model_confirms(tmp_path: Path) -> None:
+    folder = _run(tmp_path / "trial")
+    write_report(folder, asyncio.run(read_status(folder)))
+    assert json.loads(folder.report_json.read_text())["confirmed"] is None
+    rows = [
+        {"update": 1, "eval_reward": 9.0},
+        {"update": 2, "eval_reward": -0.5, "eval_heldout_reward": 0.25},
+        {"update": 4, "eval_reward": 1.0, "eval_heldout_reward": 0.5},
+        {"update": 6, "eval_reward": 1.5, "eval_heldout_reward": 0.75},
+    ]
+    _lines(folder.metrics("ppo"), *rows)
+    page = written(folder)
+    assert json.loads(folder.report_json.read_text())["confirmed"] == 0.25
+    text = " ".join(page.texts)
+    assert "by +0.50: 25% of the gain is confirmed." in text
+    assert "reward model: from 0 at update 1 to -7.5 at update 6" not in " ".join(page.labels)
+    assert any("second reward model: from 0 at update 2 to 0.5 at update 6" in one for one in page.labels)
+    _lines(folder.metrics("ppo"), *rows[:3], {"update": 6, "eval_reward": -0.75, "eval_heldout_reward": 0.5})
+    assert "did not rise on held-out prompts (-0.25)" in " ".join(written(folder).texts)
+
+
 def test_report_of_a_run_without_updates(tmp_path: Path) -> None:
     text = " ".join(written(RunFolder(tmp_path)).texts)
     assert "PPO has not made an update yet." in text

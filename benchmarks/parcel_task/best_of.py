@@ -1,0 +1,107 @@
+"""Best-of-n by a proxy, for every n at once from one sample of answers: what proxy and gold it gives.
+
+Nakano's estimator, as `fairlead.clients.best_of_n`, for arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairlead.clients.best_of_n import divergence, sizes
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class BestOf:
+    """What best-of-n gives on each prompt."""
+
+    n: tuple[int, ...]
+    """Powers of two, from 1."""
+    proxy: tuple[tuple[float, ...], ...]
+    """By prompt and n: the score of the best."""
+    gold: tuple[tuple[float, ...], ...]
+    """By prompt and n: the gold reward of the answer with the best score."""
+    words: tuple[float, ...]
+    """By n: the mean length of the best."""
+
+    @staticmethod
+    def of(kept: Mapping[str, list[object]]) -> BestOf:
+        """Return what a file holds."""
+        return BestOf(
+            tuple(kept["n"]),  # type: ignore[arg-type]
+            tuple(map(tuple, kept["proxy"])),  # type: ignore[arg-type]
+            tuple(map(tuple, kept["gold"])),  # type: ignore[arg-type]
+            tuple(kept["words"]),  # type: ignore[arg-type]
+        )
+
+    @property
+    def distances(self) -> list[float]:
+        """√KL of each n, by the upper bound log n − (n−1)/n."""
+        return [math.sqrt(divergence(n)) for n in self.n]
+
+    @property
+    def proxy_gains(self) -> Array:
+        """By prompt and n: score minus that of one answer."""
+        return _gains(self.proxy)
+
+    @property
+    def gold_gains(self) -> Array:
+        """By prompt and n: gold minus that of one answer."""
+        return _gains(self.gold)
+
+
+def best_of(
+    scores: Mapping[str, Sequence[float]],
+    golds: Mapping[str, Sequence[float]],
+    words: Mapping[str, Sequence[float]],
+) -> BestOf:
+    """Return what the answers with the best scores give.
+
+    Args:
+        scores: of the proxy, by prompt; equally many for each.
+        golds: gold rewards of the same answers.
+        words: their lengths.
+    """
+    count = len(next(iter(scores.values())))
+    known = sizes(count)
+    proxy, gold, length = (
+        [
+            _expected(np.asarray(own), np.asarray(values[prompt], dtype=float), known)
+            for prompt, own in scores.items()
+        ]
+        for values in (scores, golds, words)
+    )
+    means = np.mean(length, axis=0)
+    return BestOf(
+        tuple(known),
+        tuple(map(tuple, np.round(proxy, 5).tolist())),
+        tuple(map(tuple, np.round(gold, 5).tolist())),
+        tuple(np.round(means, 3).tolist()),
+    )
+
+
+def _expected(scores: Array, values: Array, known: Sequence[int]) -> list[float]:
+    order = np.argsort(scores, kind="stable")
+    # Answers of equal score share their places, so each counts with the mean of all.
+    _, group, members = np.unique(scores[order], return_inverse=True, return_counts=True)
+    shared = (np.bincount(group, values[order]) / members)[group]
+    return [float(_weights(len(scores), n) @ shared) for n in known]
+
+
+@cache
+def _weights(count: int, n: int) -> Array:
+    """Return the probability that the answer of each place, the worst first, is the best of n."""
+    total = math.comb(count, n)
+    return np.array([math.comb(place, n - 1) / total for place in range(count)])
+
+
+def _gains(values: Sequence[Sequence[float]]) -> Array:
+    table = np.asarray(values)
+    return table - table[:, :1]
