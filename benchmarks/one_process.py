@@ -92,7 +92,9 @@ class Loop:
     def text(self, token_ids: Sequence[int]) -> str:
         """Return the text of ids, without special tokens."""
         return str(
-            self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            self.tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
         )
 
     def use_reward_model(self, path: str) -> None:

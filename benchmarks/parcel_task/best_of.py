@@ -81,9 +81,9 @@ def best_of(
     means = np.mean(length, axis=0)
     return BestOf(
         tuple(known),
-        tuple(map(tuple, np.round(proxy, 5).tolist())),
-        tuple(map(tuple, np.round(gold, 5).tolist())),
-        tuple(np.round(means, 3).tolist()),
+        tuple(tuple(round(value, 5) for value in own) for own in proxy),
+        tuple(tuple(round(value, 5) for value in own) for own in gold),
+        tuple(round(float(value), 3) for value in means),
     )
 
 
@@ -103,5 +103,6 @@ def _weights(count: int, n: int) -> Array:
 
 
 def _gains(values: Sequence[Sequence[float]]) -> Array:
-    table = np.asarray(values)
-    return table - table[:, :1]
+    table = np.asarray(values, dtype=np.float64)
+    gains: Array = table - table[:, :1]
+    return gains
