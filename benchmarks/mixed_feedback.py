@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.methods import show
 from benchmarks.overoptimization import learning_runs, proxies
-from benchmarks.overoptimization.proxies import ALONE, Curves
+from benchmarks.overoptimization.proxies import SINGLE, Curves
 from benchmarks.parcel_task import learning, reward_models, store
 from benchmarks.parcel_task.answers import Answer
 from benchmarks.parcel_task.lab import Lab
@@ -52,7 +52,7 @@ class Judge:
     """Probability that it orders a pair as gold does, where it does not prefer the longer answer; 0.5 is at
     random."""
     longer: float = 0.0
-    """Probability that it prefers the longer answer, whatever gold says."""
+    """Probability that it prefers the longer answer, without regard to gold."""
 
     def __str__(self) -> str:
         if self.longer:
@@ -152,7 +152,7 @@ class MixtureRun:
 
     def measure(self) -> Curves:
         """Train and score."""
-        return proxies.compared(self._lab, {ALONE: proxies.scores(self._lab, self.reward_model())})
+        return proxies.compared(self._lab, {SINGLE: proxies.scores(self._lab, self.reward_model())})
 
 
 class TunedRun(MixtureRun):
@@ -254,7 +254,7 @@ def _grouped(finished: Mapping[Any, Any]) -> dict[Mixture, list[Any]]:
 
 
 def _mean_gain(curves: Sequence[Curves], *, place: int = -1) -> float:
-    gains = [float(one.curves[ALONE].gold_gains.mean(axis=0)[place]) for one in curves]
+    gains = [float(one.curves[SINGLE].gold_gains.mean(axis=0)[place]) for one in curves]
     return statistics.fmean(gains) if gains else float("nan")
 
 
@@ -262,18 +262,18 @@ def report(found: Found) -> str:
     """Return the table of best-of-n."""
     rows = []
     for mixture, curves in found.chosen.items():
-        golds = [one.curves[ALONE].gold_gains.mean(axis=0) for one in curves]
-        middle = curves[0].curves[ALONE].n.index(16)
+        golds = [one.curves[SINGLE].gold_gains.mean(axis=0) for one in curves]
+        middle = curves[0].curves[SINGLE].n.index(16)
         rows.append(
             (
                 *mixture.title,
                 str(len(curves)),
-                shown([one.accuracy[ALONE] for one in curves], 3),
+                shown([one.accuracy[SINGLE] for one in curves], 3),
                 shown([float(own[middle]) for own in golds]),
                 shown([float(own[-1]) for own in golds]),
             )
         )
-    last = next(iter(found.chosen.values()))[0].curves[ALONE].n[-1]
+    last = next(iter(found.chosen.values()))[0].curves[SINGLE].n[-1]
     header = (
         *("labels by people", "other labels", "seeds", "reward model's accuracy by gold"),
         *("gold gain, best of 16", f"best of {last}"),
@@ -302,7 +302,7 @@ def draw(found: Found, out: Path) -> None:
     with mpl.rc_context({**plots.STYLE, "savefig.facecolor": "white"}):
         figure = Figure(figsize=(9.2, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
-        _lines(left, found, lambda one: one.accuracy[ALONE])
+        _lines(left, found, lambda one: one.accuracy[SINGLE])
         _lines(right, found, _gain_of_sixteen)
         left.set_ylabel("reward model's accuracy by gold")
         right.set_ylabel("gold gain, best of 16")
@@ -313,7 +313,7 @@ def draw(found: Found, out: Path) -> None:
 
 
 def _gain_of_sixteen(one: Curves) -> float:
-    curve = one.curves[ALONE]
+    curve = one.curves[SINGLE]
     return float(curve.gold_gains.mean(axis=0)[curve.n.index(16)])
 
 

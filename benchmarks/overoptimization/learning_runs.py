@@ -40,7 +40,7 @@ LENGTH = "length control"
 FRESH = "half of the labels fresh"
 GUARDS = (KL, ENSEMBLE, LENGTH, FRESH)
 FRESH_UPDATES = (8, 16, 24, 32)
-"""Updates after which answers are labelled and the reward model is trained anew."""
+"""Updates after which answers are labelled and the reward model is trained again."""
 
 
 class LearningRun:
@@ -158,7 +158,7 @@ def _words(tokenizer: Any, ids: Sequence[int]) -> int:  # noqa: ANN401 - of tran
 
 
 class _Fresh:
-    """Lets people label answers of the moment, and trains the reward model anew."""
+    """Lets people label answers of the moment, and trains the reward model again."""
 
     def __init__(self, lab: Lab, seed: int, folder: Path) -> None:
         self._lab, self._seed, self._folder = lab, seed, folder

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.overoptimization import fits, report
 from benchmarks.overoptimization.learning_runs import PLAIN
-from benchmarks.overoptimization.proxies import ALONE
+from benchmarks.overoptimization.proxies import SINGLE
 from benchmarks.overoptimization.report import Found
 from benchmarks.parcel_task.lab import Size
 from benchmarks.parcel_task.learning import Curve
@@ -110,7 +110,7 @@ def _guards(figure: Any, found: Found) -> None:  # noqa: ANN401
     for place, name in enumerate(by_seed[0].curves if by_seed else ()):
         curves = [one.curves[name] for one in by_seed]
         gold = np.mean([one.gold_gains.mean(axis=0) for one in curves], axis=0)
-        color = INK if name == ALONE else COLORS[(place - 1) % len(COLORS)]
+        color = INK if name == SINGLE else COLORS[(place - 1) % len(COLORS)]
         marker = _MARKERS[place % len(_MARKERS)]
         left.plot(curves[0].distances, gold, color=color, marker=marker, markersize=4, label=name)
     lines = {PLAIN: found.unguarded()} if found.unguarded() else {}

@@ -28,8 +28,8 @@ FRESH_N = 16
 """Fresh labels compare answers that are the best of as many by the first reward model."""
 GUARDED_TASKS = 100
 """Labelled tasks of reward models with guards."""
-ALONE, TWICE, MEAN, MIN, MEAN_MINUS_STD, LENGTH, FRESH = (
-    *("alone", "twice the labels", "ensemble, mean", "ensemble, min"),
+SINGLE, TWICE, MEAN, MIN, MEAN_MINUS_STD, LENGTH, FRESH = (
+    *("one model", "twice the labels", "ensemble, mean", "ensemble, min"),
     *("ensemble, mean − std", "length control", "half of the labels fresh"),
 )
 Scores = Mapping[str, Sequence[float]]
@@ -82,7 +82,7 @@ class GridRun:
 
     def measure(self) -> Curves:
         """Train and score."""
-        return compared(self._lab, {ALONE: scores(self._lab, labelled(self._lab, self))})
+        return compared(self._lab, {SINGLE: scores(self._lab, labelled(self._lab, self))})
 
 
 class GuardRun:
@@ -117,7 +117,7 @@ class GuardRun:
         return compared(
             lab,
             {
-                ALONE: members[0],
+                SINGLE: members[0],
                 TWICE: scores(lab, labelled(lab, twice)),
                 MEAN: combined(members, lambda found: found.mean(axis=0)),
                 MIN: combined(members, lambda found: found.min(axis=0)),

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.overoptimization import fits
 from benchmarks.overoptimization.fits import Fit
 from benchmarks.overoptimization.learning_runs import PLAIN, LearningRun
-from benchmarks.overoptimization.proxies import ALONE, GUARDED_TASKS, Curves, GridRun, GuardRun
+from benchmarks.overoptimization.proxies import GUARDED_TASKS, SINGLE, Curves, GridRun, GuardRun
 from benchmarks.parcel_task.best_of import BestOf
 from benchmarks.parcel_task.lab import POLICY, Size
 from benchmarks.parcel_task.learning import Curve
@@ -39,7 +39,7 @@ class Found:
         """Return the seeds of each size and label count."""
         groups: dict[tuple[Size, int], list[tuple[Curves, BestOf]]] = {}
         for run, one in self.grid.items():
-            groups.setdefault((run.size, run.tasks), []).append((one, one.curves[ALONE]))
+            groups.setdefault((run.size, run.tasks), []).append((one, one.curves[SINGLE]))
         return groups
 
     def runs(self, *, guarded: bool) -> dict[tuple[Size, int, str], dict[int, Curve]]:
@@ -99,7 +99,7 @@ def _grid(found: Found) -> str:
         rows.append(
             (
                 *(str(size), str(tasks), str(len(seeds))),
-                shown([one.accuracy[ALONE] for one, _ in seeds]),
+                shown([one.accuracy[SINGLE] for one, _ in seeds]),
                 *_coefficients(law),
                 *(shown(proxies), shown(golds), confirmed(proxies, golds)),
             )
@@ -119,7 +119,7 @@ def _guards(found: Found) -> str:
     rows = []
     for name in by_seed[0].curves:
         curves = [one.curves[name] for one in by_seed]
-        plain = [one.curves[ALONE] for one in by_seed]
+        plain = [one.curves[SINGLE] for one in by_seed]
         means = [one.gold_gains.mean(axis=0) for one in curves]
         proxies = [PEOPLE_UNIT * float(one.proxy_gains.mean(axis=0)[-1]) for one in curves]
         saved = [
@@ -132,7 +132,7 @@ def _guards(found: Found) -> str:
                 *(name, shown([one.accuracy[name] for one in by_seed])),
                 shown([float(mean[middle]) for mean in means]),
                 shown([float(mean[-1]) for mean in means]),
-                "" if name == ALONE else shown(saved),
+                "" if name == SINGLE else shown(saved),
                 *(shown(proxies), confirmed(proxies, [float(mean[-1]) for mean in means])),
                 f"{statistics.fmean(one.words[-1] for one in curves):.1f}",
             )

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import mixed_feedback
 from benchmarks.mixed_feedback import JUDGES, LABELS, MIXTURES, RANDOM, TUNED, Judge, Mixture
 from benchmarks.overoptimization import proxies
-from benchmarks.overoptimization.proxies import ALONE, Curves
+from benchmarks.overoptimization.proxies import SINGLE, Curves
 from benchmarks.parcel_task.answers import Answer
 from benchmarks.parcel_task.best_of import best_of
 from benchmarks.parcel_task.lab import Lab
@@ -20,7 +20,7 @@ from examples.parcel_help import gold
 TEXTS = (
     "hello .",
     "stop asking .",
-    "hello . thank you for your patience .",
+    "hello . have a good day .",
     "it is not our job . good day .",
 )
 
@@ -79,7 +79,7 @@ def test_tables_have_a_line_for_each_mixture(tmp_path: Path):
 
     def chosen() -> Curves:
         best = best_of(*({"p": [rng.random() for _ in range(32)]} for _ in range(3)))
-        return Curves({ALONE: best}, {ALONE: 0.75})
+        return Curves({SINGLE: best}, {SINGLE: 0.75})
 
     curve = Curve(tuple(Point(update, 1.0, 0.5, 1.25, 9.0, 8, 8) for update in range(1, 6)))
     found = mixed_feedback.Found({one: [chosen(), chosen()] for one in MIXTURES}, {TUNED[2]: [curve]})

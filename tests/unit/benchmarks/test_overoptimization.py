@@ -13,7 +13,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks.overoptimization import fits, learning_runs, picture, proxies, report
 from benchmarks.overoptimization.learning_runs import GUARDS, PLAIN, LearningRun
-from benchmarks.overoptimization.proxies import ALONE, Curves, GridRun, GuardRun
+from benchmarks.overoptimization.proxies import SINGLE, Curves, GridRun, GuardRun
 from benchmarks.parcel_task import store
 from benchmarks.parcel_task.answers import Answer
 from benchmarks.parcel_task.best_of import BestOf, best_of
@@ -92,7 +92,7 @@ def test_length_control_leaves_no_line_of_length():
     assert proxies.slope_of_length(proxies.without_length(scores, words), words) == pytest.approx(0, abs=1e-9)
 
 
-def test_accuracy_counts_pairs_that_gold_tells_apart():
+def test_accuracy_counts_pairs_of_different_gold():
     golds = {"a": [0.0, 1.0, 1.0, 0.0]}
     assert proxies.ordered_as_gold({"a": [0.0, 2.0, 3.0, 1.0]}, golds) == 1.0
     assert proxies.ordered_as_gold({"a": [0.0, -2.0, 3.0, 3.0]}, golds) == 0.25
@@ -140,8 +140,8 @@ def found_of(tmp_path: Path) -> report.Found:
     plain = {LearningRun(lab, POLICY, 100, PLAIN, seed): curve(rising, alerts=(alert,)) for seed in (0, 1)}
     guarded = {LearningRun(lab, POLICY, 100, GUARDS[0], seed): curve(falling) for seed in (0, 1)}
     return report.Found(
-        {GridRun(lab, POLICY, 100, seed): Curves({ALONE: bests[seed]}, {ALONE: 0.7}) for seed in (0, 1)},
-        {GuardRun(lab, 0): Curves({ALONE: bests[2], "other": bests[3]}, {ALONE: 0.7, "other": 0.8})},
+        {GridRun(lab, POLICY, 100, seed): Curves({SINGLE: bests[seed]}, {SINGLE: 0.7}) for seed in (0, 1)},
+        {GuardRun(lab, 0): Curves({SINGLE: bests[2], "other": bests[3]}, {SINGLE: 0.7, "other": 0.8})},
         plain | guarded,
         start=0.2,
     )
