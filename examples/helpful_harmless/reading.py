@@ -8,7 +8,8 @@ Shapes: N answers, F features, H hidden.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -59,6 +60,29 @@ def read_groups(
     found = read(path, [answer for members in groups.values() for answer in members], section)
     places = iter(range(len(found.tokens_N)))
     return {name: found.at([next(places) for _ in members]) for name, members in groups.items()}
+
+
+def save_readings(file: Path, digest: str, groups: Mapping[str, Readings]) -> None:
+    """Write readings to a file, with the digest of what they are of."""
+    arrays = {
+        f"{name}.{one.name}": getattr(readings, one.name)
+        for name, readings in groups.items()
+        for one in fields(readings)
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as out:
+        np.savez(out, digest=np.array(digest), **arrays)
+
+
+def load_readings(file: Path, digest: str) -> dict[str, Readings] | None:
+    """Return the readings in a file; None if there is none, or it is of something else."""
+    if not file.is_file():
+        return None
+    with np.load(file) as arrays:
+        if str(arrays["digest"]) != digest:
+            return None
+        names = dict.fromkeys(key.partition(".")[0] for key in arrays.files if "." in key)
+        return {name: Readings(*(arrays[f"{name}.{one.name}"] for one in fields(Readings))) for name in names}
 
 
 @torch.no_grad()

@@ -49,3 +49,19 @@ def test_long_sequence_loses_its_prompt_first() -> None:
     assert (found.token_ids, found.prompt_length) == ((3, 4, 5, 6, 7), 2)
     found = reading.fitting([1, 2, 3, 4], [5, 6, 7, 8, 9], max_tokens=4)
     assert (found.token_ids, found.prompt_length) == ((4, 5, 6, 7), 1)
+
+
+def test_saved_readings_are_those_of_the_same_answers_only(tmp_path: Path) -> None:
+    path = str(tiny_causal_lm(tmp_path / "model"))
+    groups = reading.read_groups(
+        path, {"a": ANSWERS[:1], "known_b": ANSWERS[1:]}, ComputeSection(device="cpu")
+    )
+    file = tmp_path / "run" / "readings.npz"
+    assert reading.load_readings(file, "one") is None
+    reading.save_readings(file, "one", groups)
+    assert reading.load_readings(file, "another") is None
+    found = reading.load_readings(file, "one")
+    assert found is not None
+    assert list(found) == ["a", "known_b"]
+    assert found["known_b"].features_NF.tolist() == groups["known_b"].features_NF.tolist()
+    assert found["a"].logprobs_N.tolist() == groups["a"].logprobs_N.tolist()

@@ -1,0 +1,139 @@
+"""Compare baselines on held-out pairs before a reward model is trained, and train the judge.
+
+`python -m examples.helpful_harmless.baselines [RUN.TOML]` prints the table without a reward model. What the
+untuned model makes of the pairs is kept in the run's folder, and the evaluation reads it from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+from examples.helpful_harmless import accuracy, judge
+from examples.helpful_harmless.judge import Judge
+from examples.helpful_harmless.reading import Answer, Readings, load_readings, read_groups, save_readings
+from fairlead import log
+from fairlead.config import RunConfig, load, parse_overrides
+from fairlead.data.comparisons import Preference
+from fairlead.data.records import load_preferences
+from fairlead.errors import FairleadError
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "helpful_harmless.toml"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The pairs of people, by who learns from them."""
+
+    known: tuple[Preference, ...]
+    """Pairs that the reward model is trained on."""
+    unseen: tuple[Preference, ...]
+    """Pairs that it does not see; the judge is trained on them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What is learnt from the pairs without training a language model."""
+
+    judge: Judge
+    """Trained on the unseen pairs."""
+    margins: dict[str, list[float]]
+    """Margins of each baseline on the unseen pairs."""
+    judge_figures: dict[str, Any]
+    """Accuracy of the judge, on pairs that it has not seen."""
+
+
+def load_pairs(config: RunConfig) -> Pairs:
+    """Return the pairs of a run.
+
+    Raises:
+        FairleadError: if they are missing or invalid.
+    """
+    found = load_preferences(config)
+    known, unseen = (
+        tuple(pair for pair in side if isinstance(pair, Preference)) for side in (found.train, found.heldout)
+    )
+    return Pairs(known, unseen)
+
+
+def side_of(pairs: Sequence[Preference], name: Literal["chosen", "rejected"]) -> list[Answer]:
+    """Return the prompts of pairs with one side of each."""
+    return [(pair.prompt, pair.chosen if name == "chosen" else pair.rejected) for pair in pairs]
+
+
+def read_pairs(config: RunConfig, pairs: Pairs) -> dict[str, Readings]:
+    """Return what the untuned model makes of the pairs: `known_better`, `known_worse`, `better`, `worse`."""
+    groups = {
+        "better": side_of(pairs.unseen, "chosen"),
+        "worse": side_of(pairs.unseen, "rejected"),
+        "known_better": side_of(pairs.known, "chosen"),
+        "known_worse": side_of(pairs.known, "rejected"),
+    }
+    path = config.policy.path or config.model.path
+    texts = {name: [(str(prompt), text) for prompt, text in members] for name, members in groups.items()}
+    digest = blake2b(json.dumps([path, config.reward.dtype, texts]).encode()).hexdigest()
+    file = config.folder.root / "readings_untuned.npz"
+    found = load_readings(file, digest)
+    if found is None:
+        logger.info("reading %d answers with the untuned model", sum(map(len, groups.values())))
+        found = read_groups(path, groups, config.reward)
+        save_readings(file, digest, found)
+    return found
+
+
+def learn(pairs: Pairs, readings: Mapping[str, Readings], *, seed: int) -> Learnt:
+    """Train the judge on the unseen pairs, and a head of the same kind on the known ones, as a baseline."""
+    known = readings["known_better"], readings["known_worse"]
+    unseen = readings["better"], readings["worse"]
+    critic, frozen = (
+        judge.train(*(side.features_NF for side in sides), seed=seed) for sides in (unseen, known)
+    )
+    texts = ([(pair.chosen, pair.rejected) for pair in side] for side in (pairs.known, pairs.unseen))
+    better_N, worse_N = (critic.scores(side.features_NF) for side in known)
+    return Learnt(
+        judge=critic,
+        margins={
+            **accuracy.margins_of_readings(frozen, *unseen),
+            **accuracy.margins_of_texts(*texts),
+        },
+        judge_figures=accuracy.with_interval((better_N - worse_N).tolist(), seed=seed),
+    )
+
+
+def main() -> int:
+    """Read the flags and print the table; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.helpful_harmless.baselines", description=main.__doc__
+    )
+    parser.add_argument("config", nargs="?", type=Path, default=CONFIG, help="the run's TOML file")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
+    options = parser.parse_args()
+    try:
+        config = load(options.config, overrides=parse_overrides(options.set))
+        log.setup(style="human", level=config.observe.log_level)
+        pairs = load_pairs(config)
+        learnt = learn(pairs, read_pairs(config, pairs), seed=config.seed)
+        sys.stdout.write(f"{accuracy.table(accuracy.compare(learnt.margins, seed=config.seed))}\n\n")
+        low, high = learnt.judge_figures["interval"]
+        share = learnt.judge_figures["accuracy"]
+        sys.stdout.write(
+            f"{len(pairs.known)} pairs to learn from, {len(pairs.unseen)} held out. The judge, trained on "
+            f"the held-out ones, is right on {share:.1%} of the others ({low:.1%} to {high:.1%}).\n"
+        )
+    except FairleadError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
