@@ -2,7 +2,8 @@
 #   docker build -f docker/model.Dockerfile -t fairlead-model .
 # torch from PyPI for Linux includes CUDA. Without a GPU, a much smaller build is enough:
 #   --build-arg TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
-ARG BASE=docker.io/library/debian:12-slim
+# The index of all platforms of this tag; docker/pin.py renews the digest.
+ARG BASE=docker.io/library/debian:bookworm-20260918-slim@sha256:3783cc01769c7b2b1b83a5c5ad96c815348e28ed7da68e2e3687004faa906251
 
 FROM ${BASE} AS build
 # Package index to use instead of PyPI; see tests/images/build.sh.
@@ -32,6 +33,14 @@ ENV PATH=/opt/fairlead/bin:/usr/bin:/bin HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONT
 # The commit in `fairlead_build_info`: --build-arg FAIRLEAD_COMMIT=$(git rev-parse HEAD)
 ARG FAIRLEAD_COMMIT
 ENV FAIRLEAD_COMMIT=${FAIRLEAD_COMMIT}
+# What the image contains, for scanners (CycloneDX).
+RUN mkdir /usr/share/fairlead && /opt/fairlead/bin/python -m fairlead.sbom > /usr/share/fairlead/sbom.cdx.json
+ARG BASE
+LABEL org.opencontainers.image.title="fairlead-model" \
+      org.opencontainers.image.description="Model services and trainer of Fairlead" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${FAIRLEAD_COMMIT}" \
+      org.opencontainers.image.base.name="${BASE}"
 USER 10001:10001
 WORKDIR /tmp
 ENTRYPOINT ["/usr/bin/tini", "--"]

@@ -184,7 +184,7 @@ def test_queue_keeps_its_data():
     limit = container(redis)["resources"]["limits"]["memory"]
     # The append-only file is rewritten by a fork, whose pages may double.
     assert int(settings["maxmemory"].removesuffix("mb")) * 2 <= int(limit.removesuffix("Gi")) * 1024
-    repository, _, tag = container(redis)["image"].rpartition(":")
+    repository, _, tag = container(redis)["image"].partition("@")[0].rpartition(":")
     assert (repository, int(tag.partition(".")[0]) >= 8) == ("docker.io/valkey/valkey", True)
 
 

@@ -10,7 +10,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-base=docker.io/library/debian:12-slim
+# The base of the Dockerfiles, by its digest; an old buildah takes no tag next to one.
+base=$(sed -n 's/^ARG BASE=//p' docker/light.Dockerfile)
+base=${base%%:*}@${base##*@}
+made=localhost/debian-slim
 suite=bookworm
 python=${PYTHON:-python3.11}
 wheels_only=
@@ -39,7 +42,7 @@ make_base() {
     need debootstrap debootstrap
     local root=$folder/base container mirror_url
     mirror_url=$(mirror) || { echo "no Debian mirror in the sources of apt" >&2; exit 2; }
-    say "no registry: creating $base with debootstrap"
+    say "no registry: creating $made with debootstrap"
     rm -rf "$root"
     debootstrap --variant=minbase "$suite" "$root" "$mirror_url" >"$folder/debootstrap.log"
     printf 'deb %s %s main\n' "$mirror_url" "$suite" >"$root/etc/apt/sources.list"
@@ -50,12 +53,14 @@ make_base() {
     container=$(buildah from scratch)
     buildah copy --quiet "$container" "$root" / >/dev/null
     buildah config --cmd bash --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
-    buildah commit --quiet --rm "$container" "$base" >/dev/null
+    buildah commit --quiet --rm "$container" "$made" >/dev/null
     rm -rf "$root"
 }
 
-if [ -z "$wheels_only" ] && ! buildah inspect --type image "$base" >/dev/null 2>&1; then
-    timeout 60 buildah pull --quiet "$base" >/dev/null 2>&1 || make_base
+if [ -z "$wheels_only" ] && ! buildah inspect --type image "$base" >/dev/null 2>&1 &&
+    ! timeout 60 buildah pull --quiet "$base" >/dev/null 2>&1; then
+    buildah inspect --type image "$made" >/dev/null 2>&1 || make_base
+    base=$made
 fi
 
 # Also the build backend, and a package that Debian's Python 3.11.2 needs and this machine's may not.
@@ -95,6 +100,13 @@ for image in light model; do
     # shellcheck disable=SC2016 # expanded inside
     check "$image" sh -c 'test "$(id -u)" = 10001 && ! touch /opt/fairlead/x 2>/dev/null && ! command -v pip'
     [ "$(buildah inspect --type image --format '{{.OCIv1.Config.User}}' "fairlead-$image")" = 10001:10001 ]
+    # Its bill of materials names what is installed.
+    check "$image" python -c '
+import importlib.metadata as metadata, json, pathlib
+listed = json.loads(pathlib.Path("/usr/share/fairlead/sbom.cdx.json").read_text())
+found = {one["name"]: one["version"] for one in listed["components"]}
+assert found["grpcio"] == metadata.version("grpcio") and "tini" in found, found
+assert ("torch" in found) is ("'"$image"'" == "model"), found'
     # A secret could only come from the environment or an argument of the build.
     if buildah inspect --type image "fairlead-$image" | grep -iE 'password|token|secret'; then
         exit 1
