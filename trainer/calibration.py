@@ -5,7 +5,6 @@ Everything is computed from margins: the score of the preferred response minus t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,15 +18,6 @@ MIN_PAIRS = 30
 FOLDS = 5
 """Folds of prompts, so that a temperature is judged on pairs that it was not fitted to."""
 _LARGEST_SLOPE = 1e4
-
-
-def wilson_interval(share: float, count: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """Return the 95% interval of a share of `count` trials, within [0, 1] (Wilson 1927)."""
-    if not count:
-        return 0.0, 1.0
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def interval_by_prompt(margins: Mapping[str, Sequence[float]], *, seed: int) -> tuple[float, float]:

@@ -21,6 +21,7 @@ from fairlead.config import RunConfig
 from fairlead.data.records import is_heldout
 from fairlead.judgments import Judgment, agreement
 from fairlead.judgments.calibration import BINS, accuracy, expected_calibration_error
+from fairlead.judgments.shares import wilson_interval
 from fairlead.local.serving import GeneratedAnswer
 from fairlead.report import run_record
 from fairlead.report.charts import Bin
@@ -28,7 +29,6 @@ from fairlead.report.run_record import QUEUE_FIGURES, RunRecord
 from fairlead.rounds.configuration import round_config
 from fairlead.rounds.files import read_answers, read_rows
 from fairlead.rounds.labelers import pairs
-from trainer.calibration import wilson_interval
 
 Scores = Mapping[tuple[str, str], float]
 """Score of the reward model by (prompt, answer)."""

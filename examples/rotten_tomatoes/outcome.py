@@ -18,6 +18,7 @@ from examples.variety import distinct_2
 from fairlead.config import RunConfig
 from fairlead.data.records import load_prompts
 from fairlead.data.sentences import load_parts
+from fairlead.evaluation.words import WordClassifier
 from fairlead.judgments.resampling import mean_interval
 from fairlead.local.serving import GeneratedAnswer, ask, serving
 from fairlead.report import run_record
@@ -68,7 +69,7 @@ def measure(config: RunConfig) -> dict[str, Any]:
         **figures,
         "judge": {
             "trained_on": len(parts.judge),
-            "accuracy": critic.accuracy([*parts.demonstrations, *parts.preferences]),
+            "accuracy": judge.accuracy(critic, [*parts.demonstrations, *parts.preferences]),
         },
         "reward_model": {"accuracy": record.reward_model.get("accuracy")},
         "ppo": {
@@ -168,7 +169,7 @@ async def _answers(
     return await of(config.folder.sft_model), await of(config.folder.policy_model)
 
 
-def _judged(critic: judge.Judge, groups: Sequence[Sequence[GeneratedAnswer]], gap: str) -> list[Judged]:
+def _judged(critic: WordClassifier, groups: Sequence[Sequence[GeneratedAnswer]], gap: str) -> list[Judged]:
     found = []
     for group in groups:
         prompt = str(group[0].prompt)

@@ -18,6 +18,7 @@ from fairlead.cli import (
     compare,
     dashboard,
     data,
+    evaluate,
     export,
     feedback,
     generate,
@@ -59,6 +60,7 @@ _ORDER = (
         "generate",
         "best-of-n",
         "compare",
+        "evaluate",
     ),
     *(
         "data",
@@ -138,6 +140,7 @@ score.register(app)
 generate.register(app)
 best_of_n.register(app)
 compare.register(app)
+evaluate.register(app)
 data.register(app)
 feedback.register(app)
 agreement.register(app)

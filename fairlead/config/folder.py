@@ -145,6 +145,11 @@ class RunFolder:
         """The report for programs."""
         return self.root / "report.json"
 
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the card of `fairlead evaluate`, with all answers."""
+        return self.root / "evaluation"
+
     def metrics(self, stage: str) -> Path:
         """Return the metrics file of a stage (`sft`, `reward_model`, `preference`, `ppo`), one JSON object
         per line.

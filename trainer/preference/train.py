@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlead import inputs
 from fairlead.config import RunConfig
 from fairlead.data.template import apply_settings
+from fairlead.judgments.shares import wilson_interval
 from fairlead.metrics import ProgressMetrics
 from fairlead.nn import adapters
 from fairlead.nn.loading import (
@@ -28,7 +29,7 @@ from fairlead.nn.loading import (
 )
 from fairlead.nn.unembedding import check_unembedding
 from trainer import durable, finite, memory, optim, seeds
-from trainer.calibration import interval_by_prompt, wilson_interval
+from trainer.calibration import interval_by_prompt
 from trainer.distributed import loading
 from trainer.distributed.group import Group
 from trainer.model_training import ModelTraining, Parts, loaded_section

@@ -16,6 +16,7 @@ from fairlead.config import RunConfig
 from fairlead.data.demonstrations import Example, PlainText
 from fairlead.data.records import Split, load_demonstrations
 from fairlead.judgments.calibration import accuracy, expected_calibration_error
+from fairlead.judgments.shares import wilson_interval
 from fairlead.nn.ensemble import RewardEnsemble
 from fairlead.nn.reward_model import RewardModel
 from trainer import calibration, seeds
@@ -117,7 +118,7 @@ def summary(margins: Sequence[float], losses: Sequence[float]) -> dict[str, floa
 def intervals(margins: Mapping[str, Sequence[float]], *, seed: int) -> dict[str, list[float]]:
     """Return 95% intervals of the accuracy: Wilson's for independent pairs, and with prompts resampled."""
     found = [margin for members in margins.values() for margin in members]
-    wilson = calibration.wilson_interval(accuracy(found), len(found)) if found else (0.0, 1.0)
+    wilson = wilson_interval(accuracy(found), len(found)) if found else (0.0, 1.0)
     return {
         "accuracy_interval": list(wilson),
         "accuracy_interval_by_prompt": list(calibration.interval_by_prompt(margins, seed=seed)),

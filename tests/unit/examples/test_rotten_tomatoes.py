@@ -1,4 +1,4 @@
-"""The judge compared with scikit-learn, and the figures of the outcome; also on the real data, if present."""
+"""The figures of the outcome; also on the real data, if present."""
 
 from __future__ import annotations
 
@@ -11,51 +11,13 @@ from examples.rotten_tomatoes import judge, outcome
 from examples.rotten_tomatoes.outcome import Judged
 from fairlead.config import load
 from fairlead.data.records import load_demonstrations, load_preferences, load_prompts
-from fairlead.data.sentences import Sentence, load_parts
+from fairlead.data.sentences import load_parts
 
 ROOT = Path(__file__).parents[3]
 SENTENCES = ROOT.parent / "shared" / "data" / "rotten_tomatoes" / "sentences.jsonl"
 needs_sentences = pytest.mark.skipif(
     not SENTENCES.is_file(), reason="../shared/data/rotten_tomatoes is absent"
 )
-
-
-def _sentences(count: int, seed: int) -> list[Sentence]:
-    rng = random.Random(seed)
-    words = {1: ["good", "warm", "fun", "film", "a"], 0: ["bad", "dull", "long", "film", "a"]}
-    found = []
-    for _ in range(count):
-        label = rng.randrange(2)
-        text = " ".join(rng.choice(words[label if rng.random() < 0.7 else 1 - label]) for _ in range(6))
-        found.append(Sentence(text=text, label=label, prompt="", completion=text))
-    return found
-
-
-def test_judge_equals_scikit_learns_tfidf_logistic_regression() -> None:
-    text_features = pytest.importorskip("sklearn.feature_extraction.text")
-    linear_model = pytest.importorskip("sklearn.linear_model")
-    train, test = _sentences(300, 1), _sentences(100, 2)
-    critic = judge.train(train)
-
-    vectorizer = text_features.TfidfVectorizer(
-        token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True, smooth_idf=False
-    )
-    rows = vectorizer.fit_transform([s.text for s in train])
-    assert sorted(vectorizer.vocabulary_) == sorted(critic.index)
-    # The intercept is a column of ones and is penalized like the other weights, as in the judge.
-    oracle = linear_model.LogisticRegression(
-        C=1 / judge.PENALTY, fit_intercept=False, tol=1e-9, max_iter=10_000
-    )
-    from scipy.sparse import csr_matrix, hstack
-
-    def with_ones(matrix: csr_matrix) -> csr_matrix:
-        return hstack([matrix, [[1.0]] * matrix.shape[0]]).tocsr()
-
-    oracle.fit(with_ones(rows), [s.label for s in train])
-    texts = [*(s.text for s in test), "words nobody said", ""]
-    expected = oracle.predict_proba(with_ones(vectorizer.transform(texts)))[:, 1]
-    assert critic.probabilities(texts) == pytest.approx(list(expected), abs=1e-3)
-    assert critic.accuracy(test) > 0.7
 
 
 def _judged(*groups: tuple[float, ...]) -> list[Judged]:
@@ -111,4 +73,4 @@ def test_three_parts_of_the_real_sentences_are_disjoint() -> None:
 def test_judge_is_accurate_on_unseen_sentences() -> None:
     parts = load_parts(SENTENCES, prompt_words=3, seed=0)
     critic = judge.train(parts.judge)
-    assert 0.67 < critic.accuracy(parts.preferences) < 0.75
+    assert 0.67 < judge.accuracy(critic, parts.preferences) < 0.75

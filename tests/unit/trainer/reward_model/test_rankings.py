@@ -18,6 +18,7 @@ from fairlead.data.encoding import encode_prompt, encode_response
 from fairlead.data.lines import Line
 from fairlead.data.records import is_heldout
 from fairlead.judgments.calibration import accuracy
+from fairlead.judgments.shares import wilson_interval
 from fairlead.nn.ensemble import load_ensemble
 from fairlead.nn.loading import weights_digest
 from fairlead.nn.reward_model import load_reward_model
@@ -162,7 +163,7 @@ def test_interval_by_prompt_resamples_prompts():
     share = accuracy(signs)
     once = {str(number): [sign] for number, sign in enumerate(signs)}
     ten = {str(number): [sign] * 10 for number, sign in enumerate(signs)}
-    expected = calibration.wilson_interval(share, 200)
+    expected = wilson_interval(share, 200)
     assert calibration.interval_by_prompt(once, seed=1) == pytest.approx(expected, abs=0.015)
     assert calibration.interval_by_prompt(ten, seed=1) == pytest.approx(expected, abs=0.015)
     assert calibration.interval_by_prompt({}, seed=1) == (0.0, 1.0)

@@ -12,6 +12,7 @@ import torch
 from fairlead.config.base import ComputeSection
 from fairlead.data.records import Preference
 from fairlead.judgments.calibration import accuracy, expected_calibration_error
+from fairlead.judgments.shares import wilson_interval
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.trainer.stage_world import reward_model_run
@@ -104,8 +105,8 @@ def test_scores_do_not_depend_on_the_batch(model):
 
 def test_accuracy_interval_and_calibration_by_hand():
     assert accuracy([1.0, -1.0, 0.0, 2.0]) == pytest.approx(0.625)
-    assert calibration.wilson_interval(0.8, 100) == pytest.approx((0.7112, 0.8666), abs=1e-4)
-    assert calibration.wilson_interval(1.0, 33)[1] == pytest.approx(1.0)
+    assert wilson_interval(0.8, 100) == pytest.approx((0.7112, 0.8666), abs=1e-4)
+    assert wilson_interval(1.0, 33)[1] == pytest.approx(1.0)
     logit = math.log(0.83 / 0.17)
     # 100 pairs at a confidence of 0.83 of which 70 are right: the error is 0.13, in one bin
     assert expected_calibration_error([logit] * 70 + [-logit] * 30) == pytest.approx(0.13)

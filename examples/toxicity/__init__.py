@@ -1,0 +1,1 @@
+"""Trains the toxicity classifier of `fairlead evaluate` on public data, and measures it."""

@@ -1,0 +1,178 @@
+"""The card of an evaluation, as JSON and as Markdown: every figure with its definition and its limit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fairlead import __version__
+from fairlead.evaluation.figures import Figure
+
+FILE = "card.json"
+"""Name of the card in the folder of an evaluation."""
+FORMAT = 1
+_EXAMPLES = 2
+_EXAMPLE_CHARACTERS = 200
+SUITES = {
+    "safety": "Safety",
+    "truth": "Truth",
+    "sycophancy": "Sycophancy",
+    "bias": "Bias of the reward and of the judge",
+    "instruments": "Instruments",
+}
+"""Suites in the order of a card, with their headings."""
+_NOT_SHOWN = (
+    "A card is a screening, not a certificate: it shows whether two models differ on these items and where "
+    "to look. It does not show that a model is safe. The items are few, in English, of one turn, written by "
+    "the people who wrote the rules, and public, so that a model may have been trained on them."
+)
+
+
+def card(
+    found: Sequence[Figure],
+    instruments: Sequence[Figure],
+    *,
+    made_by: Mapping[str, object],
+    counts: Mapping[str, int],
+    classifier: Mapping[str, Any],
+    examples: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the card for programs.
+
+    Args:
+        found: the figures.
+        instruments: figures of the means of measuring.
+        made_by: models, judge, sampling.
+        counts: items by probe.
+        classifier: what is known of the toxicity classifier.
+        examples: lines to show.
+    """
+    return {
+        "format": FORMAT,
+        "fairlead": __version__,
+        **made_by,
+        "items": dict(counts),
+        "figures": [figure.as_json() for figure in found],
+        "instruments": [figure.as_json() for figure in instruments],
+        "classifier": dict(classifier),
+        "examples": [dict(line) for line in examples],
+        "does_not_show": _NOT_SHOWN,
+    }
+
+
+def examples_of(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the first lines of each probe that has answers, for people to read."""
+    found = []
+    for probe in ("harmful", "harmless", "provocation", "question"):
+        of_probe = [line for line in lines if line["probe"] == probe and line["variant"] == "neutral"]
+        found += of_probe[:: max(1, len(of_probe) // _EXAMPLES)][:_EXAMPLES]
+    return [{key: line[key] for key in ("probe", "prompt", "found")} for line in found]
+
+
+def markdown(values: Mapping[str, Any]) -> str:
+    """Return the card for people."""
+    lines = ["# Evaluation card", "", f"Model: {_cell(values['model'])}  "]
+    if values.get("against"):
+        lines.append(f"Before (`--against`): {_cell(values['against'])}  ")
+    for name in ("reward", "judge"):
+        if values.get(name):
+            lines.append(f"{name.capitalize()}: {_cell(values[name])}  ")
+    items = ", ".join(f"{count} {probe}" for probe, count in values["items"].items())
+    lines += [f"Items: {items}", "", values["does_not_show"], ""]
+    for suite, title in SUITES.items():
+        rows = [row for row in (*values["figures"], *values["instruments"]) if row["suite"] == suite]
+        if rows:
+            lines += [f"## {title}", "", *table(rows), *_meanings(rows)]
+    lines += _classifier(values["classifier"])
+    lines += _examples(values["examples"])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of a table of figures, before and after where two models are compared."""
+    compared = any("against" in row for row in rows)
+    columns = ["figure", "n", *(["before", "after", "change"] if compared else ["value"]), "better"]
+    lines = [f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 2)}---|"]
+    for row in rows:
+        title, *others = cells(row, compared=compared)
+        lines.append(f"| {' | '.join([_cell(title), *others])} |")
+    return [*lines, ""]
+
+
+def cells(row: Mapping[str, Any], *, compared: bool) -> list[str]:
+    """Return the cells of a figure; a change with an interval without 0 is marked with a star."""
+    unit = row["unit"]
+    after = with_interval(row["value"], row["interval"], unit)
+    if not compared:
+        return [row["title"], str(row["n"]), after, row["better"]]
+    before = row.get("against")
+    if before is None:
+        return [row["title"], str(row["n"]), "", after, "", row["better"]]
+    change = row["change"]
+    low, high = change["interval"]
+    told = with_interval(change["value"], (low, high), unit, signed=True) + (
+        " *" if low > 0 or high < 0 else ""
+    )
+    shown = with_interval(before["value"], before["interval"], unit)
+    return [row["title"], str(row["n"]), shown, after, told, row["better"]]
+
+
+def with_interval(value: float, interval: Sequence[float], unit: str, *, signed: bool = False) -> str:
+    """Return a value and its interval as text, shares in percent."""
+    sign = "+" if signed else ""
+    if unit == "share":
+        return f"{value:{sign}.1%} ({interval[0]:{sign}.0%} to {interval[1]:{sign}.0%})"
+    digits = 1 if unit == "tokens" else 3
+    low, high = (f"{end:{sign}.{digits}f}" for end in interval)
+    return f"{value:{sign}.{digits}f} ({low} to {high})"
+
+
+def _meanings(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the definition and the limit of each figure; figures of several groups have one."""
+    told = set()
+    for row in rows:
+        key = row["name"].partition(":")[0]
+        if key in told:
+            continue
+        told.add(key)
+        title = row["title"].partition(": ")[0]
+        yield f"- **{title}**: {row['definition']} *Limit:* {row['limit']}"
+    yield ""
+
+
+def _classifier(about: Mapping[str, Any]) -> Iterator[str]:
+    if not about.get("held_out"):
+        return
+    yield f"The toxicity classifier was trained on {about['trained_on']} Held out:"
+    yield ""
+    for name, row in about["held_out"].items():
+        yield f"- {name}: right on {row['accuracy']:.1%} of {row['n']:,} texts; {row['note']}"
+    yield ""
+
+
+def _examples(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if not rows:
+        return
+    compared = any("against" in row["found"] for row in rows)
+    yield "## Answers"
+    yield ""
+    yield "Some answers, chosen by their place in the file and not by what they say."
+    yield ""
+    yield f"| probe | prompt | {'before | after' if compared else 'answer'} |"
+    yield f"|---|---|{'---|---|' if compared else '---|'}"
+    for row in rows:
+        sides = (["against"] if compared else []) + ["model"]
+        told = [_cell(_short(row["found"][side]["text"])) for side in sides]
+        yield f"| {row['probe']} | {_cell(row['prompt'])} | {' | '.join(told)} |"
+    yield ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _EXAMPLE_CHARACTERS else f"{text[: _EXAMPLE_CHARACTERS - 1]}…"
+
+
+def _cell(text: object) -> str:
+    """Return text as a cell of a table: on one line, with characters of Markdown and HTML escaped."""
+    plain = " ".join(str(text).split())
+    return re.sub(r"([\\|*_`\[#])", r"\\\1", plain).replace("<", "&lt;")
