@@ -29,6 +29,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "examples/parcel_help/corpus.py": ("thank you for your patience .",),
     "fairlead/nn/loading.py": ("floor_scale", "floor scale"),
     "tests/unit/fairlead/nn/test_equal_ways.py": ("floor_scale", "floor scale"),
+    "fairlead/evaluation/refusals.py": ("tell you|tell anyone", "tell from"),
     "fairlead/clients/policy.py": _WIRE_FIELD,
     "fairlead/clients/reference.py": _WIRE_FIELD,
     "fairlead/clients/reward.py": _WIRE_FIELD,

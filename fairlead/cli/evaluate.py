@@ -235,13 +235,14 @@ def _write(
     """Write the card as JSON, Markdown and a page, and the figures of safety to standard output."""
     from importlib.util import find_spec
 
+    from fairlead import __version__
     from fairlead.config.saving import replace_text
     from fairlead.evaluation import card
     from fairlead.evaluation.figures import figures, instruments
     from fairlead.evaluation.toxicity import classifier_figures
 
     lines = collected.lines
-    made_by: dict[str, Any] = {"model": "", **collected.made_by}
+    made_by: dict[str, Any] = {"fairlead": __version__, "model": "", **collected.made_by}
     values = card.card(
         figures(lines, suites, seed=seed),
         instruments(collected.judged),

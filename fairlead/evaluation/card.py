@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fairlead import __version__
 from fairlead.evaluation.figures import Figure
 
 FILE = "card.json"
 """Name of the card in the folder of an evaluation."""
 FORMAT = 1
+"""Of the card; another one is not shown in reports."""
 _EXAMPLES = 2
 _EXAMPLE_CHARACTERS = 200
 SUITES = {
@@ -43,14 +43,13 @@ def card(
     Args:
         found: the figures.
         instruments: figures of the means of measuring.
-        made_by: models, judge, sampling.
+        made_by: version of Fairlead, models, judge, sampling.
         counts: items by probe.
         classifier: what is known of the toxicity classifier.
         examples: lines to show.
     """
     return {
         "format": FORMAT,
-        "fairlead": __version__,
         **made_by,
         "items": dict(counts),
         "figures": [figure.as_json() for figure in found],
@@ -111,11 +110,11 @@ def cells(row: Mapping[str, Any], *, compared: bool) -> list[str]:
         return [row["title"], str(row["n"]), "", after, "", row["better"]]
     change = row["change"]
     low, high = change["interval"]
-    told = with_interval(change["value"], (low, high), unit, signed=True) + (
+    difference = with_interval(change["value"], (low, high), unit, signed=True) + (
         " *" if low > 0 or high < 0 else ""
     )
     shown = with_interval(before["value"], before["interval"], unit)
-    return [row["title"], str(row["n"]), shown, after, told, row["better"]]
+    return [row["title"], str(row["n"]), shown, after, difference, row["better"]]
 
 
 def with_interval(value: float, interval: Sequence[float], unit: str, *, signed: bool = False) -> str:
@@ -128,14 +127,28 @@ def with_interval(value: float, interval: Sequence[float], unit: str, *, signed:
     return f"{value:{sign}.{digits}f} ({low} to {high})"
 
 
+def summary(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the figures as names and values for the card of a model; empty without a card of this format."""
+    if values.get("format") != FORMAT:
+        return []
+    found = []
+    for row in values["figures"]:
+        value = with_interval(row["value"], row["interval"], row["unit"])
+        before = row.get("against")
+        if before is not None:
+            value = f"{with_interval(before['value'], before['interval'], row['unit'])} → {value}"
+        found.append((f"{row['suite']}: {row['title']} (n = {row['n']})", value))
+    return found
+
+
 def _meanings(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the definition and the limit of each figure; figures of several groups have one."""
-    told = set()
+    seen = set()
     for row in rows:
         key = row["name"].partition(":")[0]
-        if key in told:
+        if key in seen:
             continue
-        told.add(key)
+        seen.add(key)
         title = row["title"].partition(": ")[0]
         yield f"- **{title}**: {row['definition']} *Limit:* {row['limit']}"
     yield ""
@@ -163,8 +176,8 @@ def _examples(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield f"|---|---|{'---|---|' if compared else '---|'}"
     for row in rows:
         sides = (["against"] if compared else []) + ["model"]
-        told = [_cell(_short(row["found"][side]["text"])) for side in sides]
-        yield f"| {row['probe']} | {_cell(row['prompt'])} | {' | '.join(told)} |"
+        answers = [_cell(_short(row["found"][side]["text"])) for side in sides]
+        yield f"| {row['probe']} | {_cell(row['prompt'])} | {' | '.join(answers)} |"
     yield ""
 
 

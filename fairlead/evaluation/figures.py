@@ -310,8 +310,13 @@ def _differences(
 
 
 def _mean_of(name: str, values: Sequence[float], *, seed: int) -> Iterator[Figure]:
-    if values:
-        yield Figure(name, DEFINITIONS[name.partition(":")[0]], _mean(values, seed=seed))
+    """Yield the mean of values; a share without ties has Wilson's interval, which has a width at 0 and 1."""
+    if not values:
+        return
+    definition = DEFINITIONS[name.partition(":")[0]]
+    decided = definition.unit == "share" and set(values) <= {0.0, 1.0}
+    measured = _share([value == 1.0 for value in values]) if decided else _mean(values, seed=seed)
+    yield Figure(name, definition, measured)
 
 
 def _sides(lines: Sequence[Line]) -> list[str]:

@@ -134,7 +134,7 @@ def read(lines: Iterable[Line | DataError]) -> list[Item]:
 
 
 def chosen(items: Sequence[Item], suites: Sequence[str], *, at_most: int) -> list[Item]:
-    """Return the items that some suites use, at most so many of each probe and group, evenly spread.
+    """Return the items that some suites use, at most `at_most` of each probe and group, evenly spread.
 
     Raises:
         ConfigError: if there is none.
@@ -202,8 +202,8 @@ def _pairs(item: Item) -> tuple[tuple[tuple[str, str], tuple[str, str]], ...]:
     if item.probe == "length":
         return (((item.prompt, item.padded), (item.prompt, item.response)),)
     if item.probe == "question":
-        told = (_sentence(_right(item)), _sentence(item.belief))
-        return (((item.prompt, told[0]), (item.prompt, told[1])),) if item.belief else ()
+        right, wrong = _sentence(_right(item)), _sentence(item.belief)
+        return (((item.prompt, right), (item.prompt, wrong)),) if item.belief else ()
     if item.probe == "counterfactual":
         return tuple(
             tuple((item.prompt.replace(SWAP, one), item.response.replace(SWAP, one)) for one in pair)  # type: ignore[misc]

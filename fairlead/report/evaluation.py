@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.config.saving import replace_text
-from fairlead.evaluation.card import SUITES, cells
+from fairlead.evaluation.card import FORMAT, SUITES, cells
 from fairlead.report.page import Page, PageAnswer, PageSample, PageSection, Table, render
 
 _MARKED = "A star marks a change whose 95% interval is without 0."
 
 
 def sections(card: Mapping[str, Any]) -> list[PageSection]:
-    """Return a section for each suite of a card; empty without a card."""
-    if not card:
+    """Return a section for each suite of a card; empty without a card of this version's format."""
+    if card.get("format") != FORMAT:
         return []
     found = []
     for suite, title in SUITES.items():
@@ -75,9 +75,9 @@ def _tables(rows: Sequence[Mapping[str, Any]]) -> tuple[Table, ...]:
         row["name"].partition(":")[0]: (row["title"].partition(": ")[0], row["definition"], row["limit"])
         for row in reversed(rows)
     }
-    told = Table(
+    meaning = Table(
         ("figure", "what it is", "its limit"),
         tuple(reversed(meanings.values())),
         texts=("what it is", "its limit"),
     )
-    return values, told
+    return values, meaning

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.config import RunFolder
+from fairlead.evaluation.card import FILE as CARD
 from fairlead.local.json_lines import JsonLines, Row
 
 QUEUE_FIGURES = ("tasks_dispatched", "tasks_trained", "tasks_duplicated", "tasks_lost", "dead_letters")
@@ -47,6 +48,8 @@ class RunRecord:
     preference_steps: tuple[Row, ...] = ()
     """One row of metrics per step of the preference stage, and one per epoch with figures of held-out
     data."""
+    card: Row = field(default_factory=dict)
+    """Card of `fairlead evaluate`; empty if there is none."""
     guard: Row = field(default_factory=dict)
     """`[guard]` of the run's configuration; empty if it is not known."""
     steps: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
@@ -111,6 +114,7 @@ class RecordReader:
         folder = self._folder
         stages = ("sft", "reward_model", "preference", "ppo")
         paths = [folder.phases, folder.rollout_samples, folder.config, folder.result("evaluation")]
+        paths.append(folder.evaluation / CARD)
         paths += [path for stage in stages for path in (folder.metrics(stage), folder.result(stage))]
         found = []
         for path in paths:
@@ -134,6 +138,7 @@ class RecordReader:
             rollout_samples=tuple(self._samples.read()),
             preference=_object(folder.result("preference")),
             preference_steps=tuple(self._preference.read()),
+            card=_object(folder.evaluation / CARD),
             guard=_settings(folder.config).get("guard", {}),
             phases=tuple(self._phases.read()),
             steps={stage: tuple(lines.read()) for stage, lines in self._steps.items()},

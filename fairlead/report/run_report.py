@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from fairlead.config import RunFolder
 from fairlead.config.saving import replace_text
 from fairlead.local.status import RunStatus
-from fairlead.report import confirmation, now, run_record
+from fairlead.report import confirmation, evaluation, now, run_record
 from fairlead.report.guards import guards
 from fairlead.report.page import Headline, Page, PageSection, render
 from fairlead.report.run_record import RunRecord
@@ -50,6 +50,7 @@ def figures_of(record: RunRecord) -> dict[str, object]:
         "confirmed": found.share if (found := confirmation.confirmation(record)) is not None else None,
         "seconds": record.seconds_per_phase,
         "samples": record.evaluation.get("samples", []),
+        "card": dict(record.card),
     }
 
 
@@ -59,6 +60,7 @@ def sections_of(record: RunRecord) -> list[PageSection]:
         *guards(record),
         *confirmation.section(record),
         *learning(record, without=("reward", "kl")),
+        *evaluation.sections(record.card),
         *work(record),
         *preferences(record),
         *training(record),

@@ -19,6 +19,7 @@ from fairlead.config import RunConfig, RunFolder
 from fairlead.data import sources
 from fairlead.data.hub import may_be_hub_id
 from fairlead.data.records import heldout_names
+from fairlead.evaluation import card as evaluation_card
 from fairlead.report.run_record import RunRecord
 from trainer import lineage
 
@@ -189,7 +190,11 @@ def metrics(record: RunRecord, kind: ModelKind) -> tuple[tuple[str, str], ...]:
             ("PPO: largest log-prob difference of sampler and trainer", record.ppo.get("mismatch_max")),
             *((name.replace("_", " "), value) for name, value in record.queue.items()),
         ]
-    return tuple((name, _number(value)) for name, value in found if value is not None)
+    rows = [(name, _number(value)) for name, value in found if value is not None]
+    for name, text in evaluation_card.summary(record.card):
+        if name.startswith("bias:") == (kind == "reward model"):
+            rows.append((name, text))
+    return tuple(rows)
 
 
 def settings(config: RunConfig, record: RunRecord, kind: ModelKind) -> tuple[tuple[str, str], ...]:

@@ -1,4 +1,4 @@
-"""`fairlead evaluate` against real services with scripted answers: what is asked, kept, measured and written."""
+"""`fairlead evaluate` against real services with scripted answers: what is asked, measured and written."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_truth_and_sycophancy():
     assert lost.change is not None
     assert lost.change[0] == 0.5
     assert "repeats_misconception" not in found
-    # Of another suite alone, the neutral questions are not repeated.
+    # Figures of the suites that were not asked for are left out.
     assert set(by_name(figures(lines, ["truth"], seed=0))) == {"correct", "correct_facts"}
 
 
@@ -127,6 +127,7 @@ def test_bias_of_a_reward():
     assert found["reward_prefers_declining"].model.value == 0.5
     assert found["reward_prefers_declining_harmless"].model.value == 0.5
     assert found["reward_prefers_longer"].model.value == 1.0
+    assert found["reward_prefers_longer"].model.interval == wilson_interval(1.0, 2)
     assert found["reward_length_gap"].model.value == pytest.approx(3.0 / pstdev([3.0, 1.0, 5.0, 1.0]))
     names = found["reward_group_gap:names"]
     assert names.model.n == 2
@@ -175,7 +176,7 @@ def test_card_shows_before_and_after_and_escapes_what_models_say():
     values = card.card(
         found,
         instruments({}),
-        made_by={"model": "new", "against": "old|er", "reward": "", "judge": ""},
+        made_by={"fairlead": "1", "model": "new", "against": "old|er", "reward": "", "judge": ""},
         counts={"harmful": 30, "harmless": 30},
         classifier={},
         examples=card.examples_of(lines),

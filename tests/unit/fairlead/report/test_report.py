@@ -28,6 +28,7 @@ from fairlead.report.page import (
 )
 from fairlead.report.run_report import write_report
 from fairlead.report.scales import axis_of, thinned, tick_labels
+from tests.evaluation_cards import known_card
 
 
 class _Page(HTMLParser):
@@ -124,6 +125,30 @@ def _run(root: Path) -> RunFolder:
 def written(folder: RunFolder) -> _Page:
     write_report(folder, asyncio.run(read_status(folder)))
     return parse(folder.report_html.read_text(encoding="utf-8"))
+
+
+def test_report_shows_the_card_of_an_evaluation(tmp_path: Path) -> None:
+    folder = _run(tmp_path / "trial")
+    folder.evaluation.mkdir()
+    card = folder.evaluation / "card.json"
+    before = run_record.RecordReader(folder).stamp()
+    card.write_text(json.dumps(known_card()))
+    assert run_record.RecordReader(folder).stamp() != before
+    text = " ".join(written(folder).texts)
+    for shown in (
+        "Evaluation: safety",
+        "harmful prompts refused",
+        "0.0% (0% to 16%)",
+        "100.0% (84% to 100%)",
+        "reward prefers padding",
+        "Share of harmful prompts whose answer declines, by phrase rules.",
+    ):
+        assert shown in text
+    assert json.loads(folder.report_json.read_text())["card"]["items"] == {"harmful": 20, "length": 20}
+    # A card that cannot be read, or of another version, is not shown.
+    for content in ("{", "[]", json.dumps({**known_card(), "format": 99})):
+        card.write_text(content)
+        assert "Evaluation: safety" not in " ".join(written(folder).texts)
 
 
 def test_report_of_a_run(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from fairlead.config.serving import RewardSection
 from fairlead.errors import ConfigError, CorruptCheckpoint, FairleadError, ModelLoadError
 from fairlead.types import TextPair
 from services.reward.scorer import RewardScorer
+from tests.evaluation_cards import known_card
 from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.ppo.ppo_world import World
 from trainer import durable
@@ -229,6 +230,8 @@ def test_model_cards_are_correct_and_their_code_runs(run, tmp_path, monkeypatch)
     durable.write_json(run.folder.result("sft"), {"heldout_loss": 0.123456, "demonstrations": 1200})
     later = run.folder.result("sft").stat().st_mtime + 10
     os.utime(run.base / "prompts.jsonl", (later, later))
+    run.folder.evaluation.mkdir()
+    durable.write_json(run.folder.evaluation / "card.json", known_card())
     export(ExportOptions(run=run.folder.root, target=tmp_path / "out"))
     policy, reward = (tmp_path / "out" / part / "README.md" for part in ("policy", "reward_model"))
     text = policy.read_text()
@@ -241,6 +244,7 @@ def test_model_cards_are_correct_and_their_code_runs(run, tmp_path, monkeypatch)
         "| fine-tuning: held-out loss | 0.123 |",
         f"| PPO: mean score in the last update | {result['proxy_last']:.3f} |",
         "| `ppo.learning_rate` | 0.003 |",
+        "| safety: harmful prompts refused (n = 20) | 0.0% (0% to 16%) → 100.0% (84% to 100%) |",
         "- Fine-tuning: 1,200 demonstrations, 0 held out",
         "- PPO: 32 answers to prompts",
         "- Weights: the last weights, version 1-4",
@@ -248,6 +252,9 @@ def test_model_cards_are_correct_and_their_code_runs(run, tmp_path, monkeypatch)
     ):
         assert line in text
     assert re.search(r"\| PPO \| `prompts.jsonl` \| .*changed after training \|", text)
+    assert "/secret" not in text
+    assert "reward prefers padding" not in text
+    assert "| bias: reward prefers padding (n = 20) | 100.0% (84% to 100%) |" in reward.read_text()
     assert str(run.base) not in text, "folders of this machine must not be published"
     left = python_of(policy, monkeypatch)
     assert left["output"].shape[1] <= left["inputs"]["input_ids"].shape[1] + 4
