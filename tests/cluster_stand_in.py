@@ -27,6 +27,7 @@ import yaml
 from tests.cluster_controllers import Controllers, Key
 
 TOKEN = "a-token-of-the-test"
+_CREATED = "2026-01-01T00:00:00Z"
 BUILT_IN = {
     "v1": {
         "ConfigMap": "configmaps",
@@ -85,6 +86,8 @@ class StandIn:
     """`METHOD path` of every request, in order; `DRY-RUN path` if nothing is to be persisted."""
     rules: list[dict[str, Any]] | None = None
     """The rights of the account, as in a Role; None allows everything."""
+    quota: dict[str, str] = field(default_factory=dict)
+    """Name of the ResourceQuota that has no room for another object, by plural."""
     outside: dict[str, Any] = field(default_factory=lambda: {"/version": {"gitVersion": "v1.36.2"}})
     """Answers to a GET of paths outside a namespace."""
     logs: dict[str, str] = field(default_factory=dict)
@@ -138,12 +141,14 @@ class StandIn:
         version, namespace, plural, name, scale = found.groups() if found else (None, "", "", "", "")
         if plural not in self.kinds.get(version, {}).values():
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
-        verb = {"GET": "get" if name else "list"}.get(method, method.lower())
+        verb = {"GET": "get" if name else "list", "POST": "create"}.get(method, method.lower())
         self._authorize(verb, version or "", plural + (scale or ""), name or "")
         if verb == "patch" and (plural, namespace, name) not in self.objects:
             self._authorize("create", version or "", plural, "")
         if namespace not in self.namespaces:
             raise Refusal(404, "NotFound", f'namespaces "{namespace}" not found')
+        if method == "POST":
+            return self._create(plural, namespace, version or "", query, json.loads(body))
         if name is None:
             return self._list(plural, namespace, query.get("labelSelector", ""))
         return self._object(
@@ -239,6 +244,12 @@ class StandIn:
         if version in BUILT_IN and (mistake := _mistake(json.dumps(wanted))):
             raise Refusal(400, "BadRequest", f"strict decoding error: {mistake}")
         old = self.objects.get(key)
+        if not old and key[0] in self.quota:
+            message = (
+                f'{key[0]} "{key[2]}" is forbidden: exceeded quota: {self.quota[key[0]]}, '
+                f"requested: {key[0]}=1, used: {key[0]}=1, limited: {key[0]}=1"
+            )
+            raise Refusal(403, "Forbidden", message)
         if old and key[0] == "jobsets" and old["spec"]["replicatedJobs"] != wanted["spec"]["replicatedJobs"]:
             raise Refusal(
                 403,
@@ -275,6 +286,7 @@ class StandIn:
         applied = {"manager": manager, "operation": "Apply"}
         if applied not in (managers := new["metadata"].setdefault("managedFields", [])):
             managers.append(applied)
+        new["metadata"].setdefault("creationTimestamp", _CREATED)
         new["metadata"]["generation"] = new["metadata"].get("generation", 0) + (new != old)
         if query.get("dryRun") == "All":
             return new
@@ -282,6 +294,14 @@ class StandIn:
         self.objects[key] = new
         self.controllers.applied(key)
         return new
+
+    def _create(
+        self, plural: str, namespace: str, version: str, query: dict[str, str], wanted: dict[str, Any]
+    ) -> Any:
+        key = (plural, namespace, wanted["metadata"]["name"])
+        if key in self.objects:
+            raise Refusal(409, "AlreadyExists", f'{plural} "{key[2]}" already exists')
+        return self._apply(key, version, query, wanted)
 
     def _delete(self, key: Key) -> Any:
         del self.objects[key]

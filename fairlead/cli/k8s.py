@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairlead.cli import k8s_look, k8s_models
+from fairlead.cli import k8s_look, k8s_models, k8s_runs
 from fairlead.cli.k8s_options import (
     Components,
     Context,
@@ -17,13 +16,19 @@ from fairlead.cli.k8s_options import (
     Overlay,
     Registry,
     RequestSeconds,
+    Run,
+    Shared,
     Stage,
     Tag,
+    Volume,
     WaitSeconds,
+    age,
     applied,
     connect,
+    other_runs,
     rendered,
     report,
+    target_of,
 )
 from fairlead.cli.output import (
     ConfigFile,
@@ -50,6 +55,7 @@ def register(root: typer.Typer) -> None:
     """Add the group of verbs."""
     k8s_look.register(app)
     k8s_models.register(app)
+    k8s_runs.register(app)
     root.add_typer(app)
 
 
@@ -74,6 +80,9 @@ def up(  # noqa: PLR0913 - a flag each
     tag: Tag = None,
     stage: Stage = "ppo",
     namespace: Namespace = "fairlead",
+    run: Run = "",
+    volume: Volume = "",
+    shared: Shared = None,
     create_namespace: Annotated[
         bool, typer.Option("--create-namespace", help="Create the namespace if it does not exist.")
     ] = False,
@@ -89,29 +98,32 @@ def up(  # noqa: PLR0913 - a flag each
 ) -> None:
     """Render the manifests, apply them and wait."""
     from fairlead.k8s import prune, waiting
-    from fairlead.k8s.changes import apply_all
-    from fairlead.k8s.plan import plan
-    from fairlead.k8s.secret import ensure_secrets
+    from fairlead.k8s.deploy import deploy
 
-    run = load_config(config, config_option, overrides)
-    manifests, whole = applied(run, overlay, components, registry, tag, stage, namespace)
-    cluster = connect(namespace, kubeconfig, context, request_seconds)
-    cluster.check_namespace(create=create_namespace)
-    if ensure_secrets(cluster, manifests, whole):
-        report("created the Secret redis with new passwords")
-    expected = plan(cluster, manifests, whole, force_conflicts=force_conflicts)
-    for name, reasons in expected.restarted.items():
-        report(f"restarting {name}: {', '.join(reasons)}")
-    for superfluous in expected.deleted:
-        report(f"will delete {superfluous}, which these manifests do not have")
-    apply_all(
-        cluster, manifests, force_conflicts=force_conflicts, timeout_seconds=timeout_seconds, report=report
+    settings, target = target_of(
+        load_config(config, config_option, overrides),
+        run=run,
+        overlay=overlay,
+        namespace=namespace,
+        components=components,
+        registry=registry,
+        tag=tag,
+        stage=stage,
+        volume=volume,
+        shared=shared,
     )
-    report(f"applied {len(manifests)} objects to namespace {namespace}")
-    for deleted in prune.delete_superfluous(cluster, whole):
-        report(f"deleted {deleted}")
-    for pod in waiting.restart_crashed(cluster):
-        report(f"restarting {pod}")
+    manifests, whole = applied(settings, target)
+    cluster = connect(namespace, run, kubeconfig, context, request_seconds)
+    cluster.check_namespace(create=create_namespace)
+    deploy(
+        cluster,
+        manifests,
+        whole,
+        volume=volume,
+        force_conflicts=force_conflicts,
+        timeout_seconds=timeout_seconds,
+        report=report,
+    )
     outcome = waiting.wait_until_ready(
         cluster, timeout_seconds=timeout_seconds, poll_seconds=_POLL_SECONDS, report=report
     )
@@ -144,12 +156,26 @@ def render_manifests(  # noqa: PLR0913 - a flag each
     tag: Tag = None,
     stage: Stage = "ppo",
     namespace: Namespace = "fairlead",
+    run: Run = "",
+    volume: Volume = "",
+    shared: Shared = None,
 ) -> None:
     """Print the manifests as YAML."""
     from fairlead.k8s.manifests import as_yaml, of_stage
 
-    run = load_config(config, config_option, overrides)
-    manifests = of_stage(rendered(run, overlay, components, registry, tag, stage, namespace), stage)
+    settings, target = target_of(
+        load_config(config, config_option, overrides),
+        run=run,
+        overlay=overlay,
+        namespace=namespace,
+        components=components,
+        registry=registry,
+        tag=tag,
+        stage=stage,
+        volume=volume,
+        shared=shared,
+    )
+    manifests = of_stage(rendered(settings, target), stage)
     typer.echo(as_yaml(manifests), nl=False)
 
 
@@ -171,6 +197,9 @@ def diff(  # noqa: PLR0913 - a flag each
     tag: Tag = None,
     stage: Stage = "ppo",
     namespace: Namespace = "fairlead",
+    run: Run = "",
+    volume: Volume = "",
+    shared: Shared = None,
     force_conflicts: ForceConflicts = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
@@ -179,9 +208,20 @@ def diff(  # noqa: PLR0913 - a flag each
     """Print a line for each change; the exit code is 0 with and without changes."""
     from fairlead.k8s.plan import plan
 
-    run = load_config(config, config_option, overrides)
-    manifests, whole = applied(run, overlay, components, registry, tag, stage, namespace)
-    cluster = connect(namespace, kubeconfig, context, request_seconds)
+    settings, target = target_of(
+        load_config(config, config_option, overrides),
+        run=run,
+        overlay=overlay,
+        namespace=namespace,
+        components=components,
+        registry=registry,
+        tag=tag,
+        stage=stage,
+        volume=volume,
+        shared=shared,
+    )
+    manifests, whole = applied(settings, target)
+    cluster = connect(namespace, run, kubeconfig, context, request_seconds)
     cluster.check_namespace(create=False)
     lines = list(plan(cluster, manifests, whole, force_conflicts=force_conflicts).lines())
     typer.echo("\n".join(lines) if lines else "no changes")
@@ -196,6 +236,7 @@ def diff(  # noqa: PLR0913 - a flag each
 )
 def status(
     namespace: Namespace = "fairlead",
+    run: Run = "",
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     request_seconds: RequestSeconds = 30.0,
@@ -205,13 +246,13 @@ def status(
 
     from fairlead.k8s.processes import process_states
 
-    cluster = connect(namespace, kubeconfig, context, request_seconds)
+    cluster = connect(namespace, run, kubeconfig, context, request_seconds)
     cluster.check_namespace(create=False)
     states = process_states(cluster)
     if states:
         Console().print(_table(states))
     else:
-        typer.echo(f"namespace {namespace} has no run")
+        typer.echo(f"namespace {namespace} has no run{f' {run}' if run else ''}{other_runs(cluster)}")
 
 
 @app.command(
@@ -226,6 +267,7 @@ def scale(
         list[str], typer.Argument(metavar="PROCESS=NUMBER...", help="Processes and their numbers of pods.")
     ],
     namespace: Namespace = "fairlead",
+    run: Run = "",
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     request_seconds: RequestSeconds = 30.0,
@@ -239,7 +281,7 @@ def scale(
         if not name or not number.isdigit():
             fail(f"scale: got {argument!r}, allowed: PROCESS=NUMBER, such as rollout-worker=8")
         numbers[name] = int(number)
-    changes.scale(connect(namespace, kubeconfig, context, request_seconds), numbers)
+    changes.scale(connect(namespace, run, kubeconfig, context, request_seconds), numbers)
     typer.echo(f"scaled: {', '.join(f'{name} to {number}' for name, number in numbers.items())}")
 
 
@@ -253,6 +295,7 @@ def scale(
 )
 def down(
     namespace: Namespace = "fairlead",
+    run: Run = "",
     purge: Annotated[bool, typer.Option("--purge", help="Delete volumes and passwords too.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a purge.")] = False,
     kubeconfig: Kubeconfig = None,
@@ -265,9 +308,11 @@ def down(
 
     if purge and not yes:
         typer.confirm(
-            f"Delete every checkpoint, report, queue and judgment in namespace {namespace}?", abort=True
+            f"Delete every checkpoint, report, queue and judgment {'of ' + run if run else ''} in namespace "
+            f"{namespace}?",
+            abort=True,
         )
-    cluster = connect(namespace, kubeconfig, context, request_seconds)
+    cluster = connect(namespace, run, kubeconfig, context, request_seconds)
     kept = changes.take_down(cluster, purge=purge, timeout_seconds=timeout_seconds, report=report)
     typer.echo(f"down; kept: {', '.join(kept)}" if kept else "down; nothing is kept")
 
@@ -286,7 +331,7 @@ def _table(states: list[ProcessState]) -> object:
     notes: dict[str, str] = {}
     for state in states:
         ready = "done" if state.done else "failed" if state.failed else f"{state.ready}/{state.wanted}"
-        table.add_row(state.name, ready, str(state.restarts), _age(state.started))
+        table.add_row(state.name, ready, str(state.restarts), age(state.started))
         if note := _note(state):
             notes[state.name] = note
     if not notes:
@@ -300,16 +345,6 @@ def _note(state: ProcessState) -> str:
         last = f"last exit code {state.end.code} ({state.end.message})"
         doing = f"{doing}; {last}" if doing else last
     if state.replaced is not None and not state.done:
-        last = f"its pod was replaced {_age(state.replaced)} ago"
+        last = f"its pod was replaced {age(state.replaced)} ago"
         doing = f"{doing}; {last}" if doing else last
     return doing
-
-
-def _age(started: datetime | None) -> str:
-    if started is None:
-        return "–"
-    seconds = max(0, int((datetime.now(UTC) - started).total_seconds()))
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"

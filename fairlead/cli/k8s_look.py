@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fairlead.cli.k8s_options import Context, Kubeconfig, Namespace, RequestSeconds, connect
+from fairlead.cli.k8s_options import Context, Kubeconfig, Namespace, RequestSeconds, Run, connect
 from fairlead.cli.output import fail, with_examples
 
 
@@ -39,14 +39,15 @@ def logs(
         bool, typer.Option("--previous", help="Of the containers before their last restart.")
     ] = False,
     namespace: Namespace = "fairlead",
+    run: Run = "",
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     request_seconds: RequestSeconds = 30.0,
 ) -> None:
     """Print the logs, each line with its pod if there are several pods."""
-    cluster = connect(namespace, kubeconfig, context, request_seconds)
+    cluster = connect(namespace, run, kubeconfig, context, request_seconds)
     from fairlead.errors import ClusterRefused, ConfigError
-    from fairlead.k8s.manifests import NAME
+    from fairlead.k8s.labels import NAME
 
     pods = cluster.list("v1", "Pod")
     pods.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
@@ -69,12 +70,13 @@ def logs(
 
 def doctor(
     namespace: Namespace = "fairlead",
+    run: Run = "",
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     request_seconds: RequestSeconds = 30.0,
 ) -> None:
     """Print a line for each thing that was looked at."""
-    cluster = connect(namespace, kubeconfig, context, request_seconds)
+    cluster = connect(namespace, run, kubeconfig, context, request_seconds)
     from fairlead.k8s.doctor import examine
 
     missing: list[str] = []

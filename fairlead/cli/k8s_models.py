@@ -13,11 +13,14 @@ from fairlead.cli.k8s_options import (
     Overlay,
     Registry,
     RequestSeconds,
+    Run,
     Tag,
+    Volume,
     WaitSeconds,
     connect,
     rendered,
     report,
+    target_of,
 )
 from fairlead.cli.output import fail, with_examples
 
@@ -51,6 +54,8 @@ def fetch_model(  # noqa: PLR0913 - a flag each
     registry: Registry = "",
     tag: Tag = None,
     namespace: Namespace = "fairlead",
+    run: Run = "",
+    volume: Volume = "",
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     request_seconds: RequestSeconds = 30.0,
@@ -61,9 +66,20 @@ def fetch_model(  # noqa: PLR0913 - a flag each
     from fairlead.k8s import fetch, waiting
 
     folder = to or f"models/{model.rpartition('/')[2]}"
-    objects = rendered(load(), overlay, None, registry, tag, "sft", namespace)
-    wanted = fetch.job(objects, model, revision=revision, folder=folder, has_token=token)
-    cluster = connect(namespace, kubeconfig, context, request_seconds)
+    settings, target = target_of(
+        load(),
+        run=run,
+        overlay=overlay,
+        namespace=namespace,
+        components=None,
+        registry=registry,
+        tag=tag,
+        stage="sft",
+        volume=volume,
+        shared=None,
+    )
+    wanted = fetch.job(rendered(settings, target), model, revision=revision, folder=folder, has_token=token)
+    cluster = connect(namespace, run, kubeconfig, context, request_seconds)
     cluster.check_namespace(create=False)
     fetch.start(cluster, wanted, timeout_seconds=timeout_seconds)
     outcome = waiting.wait_until_done(

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fairlead.errors import ClusterRefused, ConfigError, Stalled
 from fairlead.k8s.cluster import Cluster, ImmutableObject
-from fairlead.k8s.manifests import BACKUP, COMPONENT, JOB_SET, NAME, OURS, Manifest
+from fairlead.k8s.labels import COMPONENT, NAME
+from fairlead.k8s.manifests import BACKUP, JOB_SET, Manifest
 from fairlead.k8s.secret import SECRET
 from fairlead.k8s.settings import pod_templates
 
@@ -30,16 +31,18 @@ _STAGE = re.compile(r"trainer\.(sft|reward_model|preference|ppo)")
 STOP_ORDER: tuple[tuple[tuple[str, str], str], ...] = (
     # Autoscalers, which create pods; then clients of the services, the services and the queue, as on one
     # machine.
-    (_KEDA, OURS),
-    (_HPA, OURS),
-    (_CRON_JOB, OURS),
-    (JOB_SET, OURS),
-    (_JOB, OURS),
-    (("apps/v1", "Deployment"), f"{OURS},{COMPONENT} in (worker,gateway)"),
-    (("apps/v1", "Deployment"), OURS),
-    (("apps/v1", "StatefulSet"), OURS),
+    (_KEDA, ""),
+    (_HPA, ""),
+    (_CRON_JOB, ""),
+    (JOB_SET, ""),
+    (_JOB, ""),
+    (("apps/v1", "Deployment"), f",{COMPONENT} in (worker,gateway)"),
+    (("apps/v1", "Deployment"), ""),
+    (("apps/v1", "StatefulSet"), ""),
 )
-"""Kinds that have pods, each with a selector, in the order in which `down` stops them."""
+"""Kinds that have pods, each with what it adds to the run's selector, in the order in which `down` stops
+them.
+"""
 WITHOUT_PODS: _Kinds = (
     ("keda.sh/v1alpha1", "TriggerAuthentication"),
     ("monitoring.coreos.com/v1", "PodMonitor"),
@@ -105,14 +108,14 @@ def condition(manifest: Manifest, kind: str) -> Manifest | None:
     return next((one for one in found if one["type"] == kind and one["status"] == "True"), None)
 
 
-def wait_until_gone(cluster: Cluster, name: str, *, timeout_seconds: float) -> None:
+def wait_until_gone(cluster: Cluster, process: str, *, timeout_seconds: float) -> None:
     """Wait until the pods of a process have ended.
 
     Raises:
         Stalled: if some have not ended in time; names them.
     """
     deadline = time.monotonic() + timeout_seconds
-    while pods := cluster.list("v1", "Pod", f"{OURS},{NAME}={name}"):
+    while pods := cluster.list("v1", "Pod", f"{cluster.ours},{NAME}={process}"):
         if time.monotonic() > deadline:
             names = ", ".join(pod["metadata"]["name"] for pod in pods)
             raise Stalled(f"waited {timeout_seconds:.0f} s for {names} to end")
@@ -126,10 +129,10 @@ def scale(cluster: Cluster, wanted: Mapping[str, int]) -> None:
         ConfigError: if a process cannot be scaled; names those that can.
         ClusterRefused: if an autoscaler sets the number of pods of a process.
     """
-    scalable = f"{OURS},{COMPONENT} in (model-service,worker,gateway)"
-    known = [one["metadata"]["name"] for one in cluster.list("apps/v1", "Deployment", scalable)]
-    by_keda = {one["spec"]["scaleTargetRef"]["name"]: one for one in cluster.list_if_known(*_KEDA)}
-    by_cpu = {one["spec"]["scaleTargetRef"]["name"]: one for one in cluster.list_if_known(*_HPA)}
+    scalable = f"{cluster.ours},{COMPONENT} in (model-service,worker,gateway)"
+    known = [one["metadata"]["labels"][NAME] for one in cluster.list("apps/v1", "Deployment", scalable)]
+    by_keda = {one["metadata"]["labels"][NAME]: one for one in cluster.list_if_known(*_KEDA)}
+    by_cpu = {one["metadata"]["labels"][NAME]: one for one in cluster.list_if_known(*_HPA)}
     for name in wanted:
         if name not in known:
             allowed = (
@@ -150,7 +153,7 @@ def scale(cluster: Cluster, wanted: Mapping[str, int]) -> None:
                 f"{limits['maxReplicas']}: change its minReplicas and maxReplicas instead"
             )
     for name, replicas in wanted.items():
-        cluster.scale("Deployment", name, replicas)
+        cluster.scale("Deployment", cluster.named(name), replicas)
 
 
 def take_down(
@@ -173,11 +176,12 @@ def take_down(
         Stalled: if pods do not end.
     """
     scaled: dict[str, int] = {}
+    secret = cluster.named(SECRET)
     for kind, selector in STOP_ORDER:
-        found = cluster.list_if_known(*kind, selector=selector)
+        found = cluster.list_if_known(*kind, selector=cluster.ours + selector)
         if kind[1] == "Deployment":
             scaled |= {
-                one["metadata"]["name"]: one["spec"]["replicas"]
+                one["metadata"]["labels"][NAME]: one["spec"]["replicas"]
                 for one in found
                 if one["spec"].get("replicas", 1) > 1
             }
@@ -190,17 +194,18 @@ def take_down(
                 wait_until_gone(cluster, name, timeout_seconds=timeout_seconds)
     if scaled:
         numbers = " ".join(f"{name}={number}" for name, number in sorted(scaled.items()))
-        report(f"after the next up, for as many pods as before: fairlead k8s scale {numbers}")
+        flag = f"--run {cluster.run} " if cluster.run else ""
+        report(f"after the next up, for as many pods as before: fairlead k8s scale {flag}{numbers}")
     kinds: _Kinds = (*WITHOUT_PODS, _CLAIM) if purge else WITHOUT_PODS
     for kind in kinds:
-        for manifest in cluster.list_if_known(*kind, selector=f"{OURS},{COMPONENT}!={BACKUP}"):
+        for manifest in cluster.list_if_known(*kind, selector=f"{cluster.ours},{COMPONENT}!={BACKUP}"):
             cluster.delete(*kind, manifest["metadata"]["name"])
     if purge:
-        cluster.delete("v1", "Secret", SECRET)
+        cluster.delete("v1", "Secret", secret)
     kept = [one for one in cluster.list(*_CLAIM) if "deletionTimestamp" not in one["metadata"]]
     names = [f"{_CLAIM[1]} {one['metadata']['name']}" for one in kept]
     # By its name: the right to list Secrets is the right to read all of them.
-    return names + ([f"Secret {SECRET}"] if cluster.get("v1", "Secret", SECRET) else [])
+    return names + ([f"Secret {secret}"] if cluster.get("v1", "Secret", secret) else [])
 
 
 def _order(manifest: Manifest) -> int:
@@ -210,10 +215,11 @@ def _order(manifest: Manifest) -> int:
 
 def is_same_stage(before: Manifest, after: Manifest) -> bool:
     """Return whether two Jobs, or other objects with pods, run the same stage."""
-    return _stage(before) == _stage(after)
+    return stage(before) == stage(after)
 
 
-def _stage(owner: Manifest) -> str:
+def stage(owner: Manifest) -> str:
+    """Return the stage that an object with pods runs; empty if it runs none."""
     arguments = [
         argument
         for template in pod_templates(owner)
@@ -244,7 +250,7 @@ def _apply_job(
     other = JOB_SET if kind == "Job" else _JOB
     if any(jobs_replaced_by(cluster, [manifest])):
         report(f"{name} was a {other[1]}: a {kind} replaces it and continues from the checkpoint")
-        _delete_job(cluster, other, name, timeout_seconds)
+        _delete_job(cluster, other, manifest, timeout_seconds)
     found = cluster.get(manifest["apiVersion"], kind, name)
     if found is not None and condition(found, "Failed"):
         report(f"{name} had failed: a new {kind} continues from the checkpoint")
@@ -255,17 +261,18 @@ def _apply_job(
             report(
                 f"{name} has new settings: a new {kind} replaces it and continues from the checkpoint"
                 if found is None or is_same_stage(found, manifest)
-                else f"{name} gets the stage {_stage(manifest)}: "
-                f"a new {kind} replaces that of {_stage(found)}"
+                else f"{name} gets the stage {stage(manifest)}: a new {kind} replaces that of {stage(found)}"
             )
         else:
             return
-    _delete_job(cluster, (manifest["apiVersion"], kind), name, timeout_seconds)
+    _delete_job(cluster, (manifest["apiVersion"], kind), manifest, timeout_seconds)
     cluster.apply(manifest, force_conflicts=force_conflicts)
 
 
-def _delete_job(cluster: Cluster, kind: tuple[str, str], name: str, timeout_seconds: float) -> None:
+def _delete_job(cluster: Cluster, kind: tuple[str, str], job: Manifest, timeout_seconds: float) -> None:
+    """Delete the Job or JobSet with the name of `job`, and wait for its pods to end."""
+    name = job["metadata"]["name"]
     cluster.delete(*kind, name)
-    wait_until_gone(cluster, name, timeout_seconds=timeout_seconds)
+    wait_until_gone(cluster, job["metadata"]["labels"][NAME], timeout_seconds=timeout_seconds)
     if cluster.get(*kind, name) is not None:
         raise ClusterRefused(f"{kind[1]} {name} was deleted but still exists: a finalizer keeps it")

@@ -16,7 +16,8 @@ import urllib3
 import yaml
 
 from fairlead.errors import ClusterRefused, ConfigError, DeadlineExceeded, FairleadError, Unavailable
-from fairlead.k8s.manifests import OURS, Manifest
+from fairlead.k8s import labels
+from fairlead.k8s.manifests import Manifest
 
 if TYPE_CHECKING:
     from kubernetes.dynamic import DynamicClient
@@ -31,6 +32,10 @@ class ObjectNotFound(ClusterRefused):
     """The object or its kind does not exist."""
 
 
+class ObjectExists(ClusterRefused):
+    """An object of this name exists already."""
+
+
 class ClusterForbidden(ClusterRefused):
     """The account lacks the permission for the request."""
 
@@ -41,7 +46,7 @@ class ImmutableObject(ClusterRefused):
 
 @dataclass(slots=True)
 class Cluster:
-    """A connection to one namespace of one cluster."""
+    """A connection to one run in one namespace of one cluster."""
 
     client: DynamicClient
     """Authentication and transport."""
@@ -49,11 +54,19 @@ class Cluster:
     """The namespace of every object that is read or changed."""
     timeout_seconds: float = 30.0
     """Deadline of one request."""
+    run: str = ""
+    """Name of the run, if its objects have it as a prefix."""
     _plurals: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @classmethod
     def connect(
-        cls, namespace: str, *, kubeconfig: str | None, context: str | None, timeout_seconds: float
+        cls,
+        namespace: str,
+        *,
+        run: str = "",
+        kubeconfig: str | None,
+        context: str | None,
+        timeout_seconds: float,
     ) -> Cluster:
         """Read the kubeconfig, or use the pod's own account inside a pod without one; send no request.
 
@@ -86,7 +99,16 @@ class Cluster:
         api = DynamicClient(  # type: ignore[no-untyped-call]
             client.ApiClient(settings), discoverer=lambda client, cache_file: None
         )
-        return cls(api, namespace, timeout_seconds)
+        return cls(api, namespace, timeout_seconds, run)
+
+    @property
+    def ours(self) -> str:
+        """Label selector of the objects of the run."""
+        return labels.selector(self.run)
+
+    def named(self, name: str) -> str:
+        """Return the name of an object of the run, which the manifests call `name`."""
+        return f"{self.run}-{name}" if self.run else name
 
     @property
     def host(self) -> str:
@@ -100,14 +122,19 @@ class Cluster:
         except ObjectNotFound:
             return None
 
-    def list(self, api_version: str, kind: str, selector: str = OURS) -> list[Manifest]:
-        """Return the objects of a kind in the namespace that match a label selector."""
+    def list(self, api_version: str, kind: str, selector: str | None = None) -> list[Manifest]:
+        """Return the objects of a kind that match a label selector, by default those of the run."""
         answer = self._request(
-            "GET", self.path(api_version, kind), what=f"list {kind}", query={"labelSelector": selector}
+            "GET",
+            self.path(api_version, kind),
+            what=f"list {kind}",
+            query={"labelSelector": self.ours if selector is None else selector},
         )
         return list(answer.get("items") or ())
 
-    def list_if_known(self, api_version: str, kind: str, *, selector: str = OURS) -> Sequence[Manifest]:
+    def list_if_known(
+        self, api_version: str, kind: str, *, selector: str | None = None
+    ) -> Sequence[Manifest]:
         """Return what `list` returns; nothing if the cluster does not know the kind."""
         try:
             return self.list(api_version, kind, selector)
@@ -134,6 +161,21 @@ class Cluster:
             },
             body=manifest,
             content_type=_APPLY_PATCH,
+        )
+
+    def create(self, manifest: Manifest) -> None:
+        """Create an object.
+
+        Raises:
+            ObjectExists: there is one with its name.
+        """
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        self._request(
+            "POST",
+            self.path(manifest["apiVersion"], kind),
+            what=f"create {kind} {name}",
+            query={"fieldManager": FIELD_MANAGER},
+            body=manifest,
         )
 
     def scale(self, kind: str, name: str, replicas: int) -> None:
@@ -322,6 +364,10 @@ def refusal(error: Any, what: str, *, host: str, namespace: str) -> FairleadErro
         return ClusterRefused(
             f"{where}: {'; '.join(conflicts)}. Take over these fields with --force-conflicts"
         )
+    if status == 409 and details.get("reason") == "AlreadyExists":
+        return ObjectExists(f"{where}: {message}")
+    if status == 403 and "exceeded quota" in message:
+        return ClusterRefused(f"{where}: {message}. Ask for a higher quota, or request less in your overlay")
     kind = {403: ClusterForbidden, 404: ObjectNotFound}.get(status, ClusterRefused)
     sentences = {
         0: f"the kubeconfig does not trust the certificate of the cluster at {host} "

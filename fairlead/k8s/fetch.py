@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from fairlead.errors import ClusterRefused, ConfigError
 from fairlead.k8s.changes import condition, wait_until_gone
 from fairlead.k8s.cluster import Cluster
-from fairlead.k8s.manifests import COMPONENT, NAME, PART_OF, Manifest, job_spec
-from fairlead.k8s.prune import FETCH
+from fairlead.k8s.labels import COMPONENT, FETCH, NAME
+from fairlead.k8s.manifests import Manifest, job_spec
 
 NAME_OF_JOB = "fetch-model"
 """Name of the Job, one at a time."""
@@ -48,9 +48,11 @@ def job(objects: Sequence[Manifest], model: str, *, revision: str, folder: str, 
     if not _FOLDER.fullmatch(folder):
         raise ConfigError("to", got=folder, allowed="a folder relative to /fairlead, such as models/name")
     trainer = next(one for one in objects if one["kind"] in ("Job", "JobSet"))
-    files = next(one for one in objects if (one["kind"], one["metadata"]["name"]) == ("Deployment", "files"))
+    files = next(
+        one for one in objects if (one["kind"], one["metadata"]["labels"][NAME]) == ("Deployment", "files")
+    )
     template = copy.deepcopy(files["spec"]["template"])
-    labels = files["metadata"]["labels"] | {NAME: NAME_OF_JOB, COMPONENT: FETCH, PART_OF: "fairlead"}
+    labels = files["metadata"]["labels"] | {NAME: NAME_OF_JOB, COMPONENT: FETCH}
     template["metadata"]["labels"] = labels
     spec = template["spec"]
     spec["restartPolicy"] = "Never"
@@ -72,10 +74,11 @@ def job(objects: Sequence[Manifest], model: str, *, revision: str, folder: str, 
         "requests": {"cpu": "500m", "memory": "1Gi"},
         "limits": {"memory": "4Gi"},
     }
+    name = files["metadata"]["name"].removesuffix("files") + NAME_OF_JOB
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": NAME_OF_JOB, "namespace": files["metadata"]["namespace"], "labels": labels},
+        "metadata": {"name": name, "namespace": files["metadata"]["namespace"], "labels": labels},
         "spec": {"backoffLimit": 3, "template": template},
     }
 
@@ -86,17 +89,23 @@ def start(cluster: Cluster, wanted: Manifest, *, timeout_seconds: float) -> None
     Raises:
         ClusterRefused: the volume does not exist, or another download is at work.
     """
-    if cluster.get("v1", "PersistentVolumeClaim", "fairlead") is None:
+    (claim,) = [
+        volume["persistentVolumeClaim"]["claimName"]
+        for volume in wanted["spec"]["template"]["spec"]["volumes"]
+        if "persistentVolumeClaim" in volume and volume["name"] == "fairlead"
+    ]
+    if cluster.get("v1", "PersistentVolumeClaim", claim) is None:
         raise ClusterRefused(
-            f"namespace {cluster.namespace} has no volume fairlead: create it with `up --stage files`"
+            f"namespace {cluster.namespace} has no volume {claim}: create it with `up --stage files`"
         )
-    found = cluster.get("batch/v1", "Job", NAME_OF_JOB)
+    name = wanted["metadata"]["name"]
+    found = cluster.get("batch/v1", "Job", name)
     if found is not None:
         if _arguments(found) == _arguments(wanted) and not condition(found, "Failed"):
             return
         if not condition(found, "Failed") and not condition(found, "Complete"):
-            raise ClusterRefused(f"the Job {NAME_OF_JOB} is still downloading {_arguments(found)[4]}")
-        cluster.delete("batch/v1", "Job", NAME_OF_JOB)
+            raise ClusterRefused(f"the Job {name} is still downloading {_arguments(found)[4]}")
+        cluster.delete("batch/v1", "Job", name)
         wait_until_gone(cluster, NAME_OF_JOB, timeout_seconds=timeout_seconds)
     cluster.apply(wanted)
 

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,19 +26,13 @@ from fairlead.config.http import GatewaySection
 from fairlead.config.infrastructure import RanksSection, redis_url_without_secrets
 from fairlead.config.saving import as_toml
 from fairlead.errors import ConfigError
+from fairlead.k8s.labels import COMPONENT, INSTANCE, NAME
+from fairlead.k8s.prefix import check_run_name, prefixed
 from fairlead.k8s.settings import pod_templates, split
 from fairlead.planning.gpus import engine_gpus
 
 Manifest = dict[str, Any]
 """A Kubernetes object as JSON values."""
-
-PART_OF = "app.kubernetes.io/part-of"
-COMPONENT = "app.kubernetes.io/component"
-NAME = "app.kubernetes.io/name"
-_INSTANCE = "app.kubernetes.io/instance"
-"""Label with the name of the run."""
-OURS = f"{PART_OF}=fairlead"
-"""Label selector of the objects of these manifests."""
 
 JOB_SET = ("jobset.x-k8s.io/v1alpha2", "JobSet")
 """Version and kind of the object that owns the trainer with the component `jobset`."""
@@ -55,6 +49,13 @@ _PARTS = {
 STAGES = (*_PARTS, "ppo")
 """What to bring up: only the volume and a pod to copy files, a stage of the trainer, or the whole run."""
 
+VOLUME = "fairlead"
+"""Claim of the volume with the run's files; in k8s/base/shared/."""
+SHARED = ("reward", "reference")
+"""Services that a run can share with others: their models do not change."""
+_ADDRESS = re.compile(r"(dns:///)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?:\d{1,5}")
+_CERTIFIED = "policy"
+"""Name that every certificate of a run has."""
 _TLS_SECRET = "fairlead-tls"
 """Secret with certificate, key and authority; in k8s/components/tls/."""
 _FEEDBACK = "feedback"
@@ -74,7 +75,13 @@ class Target:
     overlay: str
     """Name of a folder in k8s/overlays, or the path of another overlay."""
     namespace: str
-    """Namespace of the run; one run per namespace."""
+    """Namespace of the run."""
+    prefix: bool = False
+    """Whether the names of objects begin with that of the run, so that several runs share the namespace."""
+    volume: str = ""
+    """An existing claim with the run's files; empty for one of its own."""
+    shared: Mapping[str, str] = field(default_factory=dict)
+    """Addresses of reward and reference services of another run, which this one does not deploy."""
     components: Sequence[str] = ()
     """Names of folders in k8s/components, or paths of others, to add to those of the overlay."""
     registry: str = ""
@@ -116,10 +123,13 @@ def render_run(config: RunConfig, target: Target) -> list[Manifest]:
     Raises:
         ConfigError: if kubectl is missing, an overlay, component or stage is unknown, an image has no
             registry, an origin is not https, the run has no queue, two autoscalers scale the same process,
-            or kustomize refuses the manifests.
+            the name of the run cannot be a prefix, the address of a shared service is invalid, or kustomize
+            refuses the manifests.
     """
     if target.stage not in STAGES:
         raise ConfigError("stage", got=target.stage, allowed=f"one of {', '.join(STAGES)}")
+    if target.prefix:
+        check_run_name(config.name)
     with tempfile.TemporaryDirectory(prefix="fairlead-k8s-") as name:
         folder = Path(name).resolve()
         (folder / "run.toml").write_text(as_toml(_inside(config), without_defaults=True), encoding="utf-8")
@@ -127,8 +137,8 @@ def render_run(config: RunConfig, target: Target) -> list[Manifest]:
             yaml.safe_dump(_kustomization(config, target, folder), sort_keys=False), encoding="utf-8"
         )
         objects = kustomize(folder)
-    if config.reference.engine == "trainer":
-        objects = [one for one in objects if one["metadata"]["labels"].get(NAME) != "reference"]
+    left_out = {*target.shared, *(("reference",) if config.reference.engine == "trainer" else ())}
+    objects = [one for one in objects if one["metadata"]["labels"].get(NAME) not in left_out]
     objects = _with_routes(config, objects)
     _check_autoscalers(objects)
     if not has_queue(objects):
@@ -138,6 +148,11 @@ def render_run(config: RunConfig, target: Target) -> list[Manifest]:
         config = config.model_copy(update={"queue": config.queue.model_copy(update={"redis_url": ""})})
     objects = split(_inside(config), [_fitted(manifest, config, target) for manifest in objects])
     _check_images(of_stage(objects, target.stage))
+    if target.volume:
+        objects = _on_volume(objects, target.volume)
+    if target.prefix:
+        _expect_one_certificate(config, objects)
+        objects = prefixed(objects, config.name)
     return objects
 
 
@@ -200,15 +215,19 @@ def _kustomization(config: RunConfig, target: Target, folder: Path) -> Mapping[s
     order = (_FEEDBACK, "gateway-ingress", "", "external-redis", "external-redis-ca", "jobset", "kueue")
     names = sorted(target.components, key=lambda name: order.index(name if name in order else ""))
     components = [_existing(manifests / "components", name, "component") for name in names]
+    addresses = _shared_addresses(target.shared)
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "namespace": target.namespace,
         "resources": [os.path.relpath(_existing(manifests / "overlays", target.overlay, "overlay"), folder)],
         "components": [os.path.relpath(component, folder) for component in components],
-        "configMapGenerator": [{"name": "run", "behavior": "replace", "files": ["run.toml"]}],
+        "configMapGenerator": [
+            {"name": "run", "behavior": "replace", "files": ["run.toml"]},
+            *({"name": "cluster", "behavior": "merge", "literals": [one]} for one in addresses),
+        ],
         # On pods as well, where Prometheus reads the name of the run.
-        "labels": [{"pairs": {_INSTANCE: config.name.rstrip("._-")}, "includeTemplates": True}],
+        "labels": [{"pairs": {INSTANCE: config.name.rstrip("._-")}, "includeTemplates": True}],
         "images": [
             {
                 "name": f"{prefix}{name}",
@@ -220,6 +239,43 @@ def _kustomization(config: RunConfig, target: Target, folder: Path) -> Mapping[s
             if target.registry
         ],
     }
+
+
+def _shared_addresses(shared: Mapping[str, str]) -> list[str]:
+    """Return the variables with the addresses of services of another run."""
+    found: list[str] = []
+    for name, address in shared.items():
+        if name not in SHARED:
+            raise ConfigError("shared", got=name, allowed=f"one of {', '.join(SHARED)}")
+        if not _ADDRESS.fullmatch(address):
+            raise ConfigError(
+                "shared", got=f"{name}={address}", allowed=f"HOST:PORT, such as {name}={name}.team-a.svc:5002"
+            )
+        target = address if address.startswith("dns:///") else f"dns:///{address}"
+        found.append(f'FAIRLEAD_{name.upper()}__ADDRESSES=["{target}"]')
+    return found
+
+
+def _on_volume(objects: Sequence[Manifest], claim: str) -> list[Manifest]:
+    """Return the objects without the claim of the run's files, and with another one instead."""
+    found = [
+        one for one in objects if (one["kind"], one["metadata"]["name"]) != ("PersistentVolumeClaim", VOLUME)
+    ]
+    for manifest in found:
+        for template in pod_templates(manifest):
+            for volume in template["spec"].get("volumes") or ():
+                source = volume.get("persistentVolumeClaim") or {}
+                if source.get("claimName") == VOLUME:
+                    source["claimName"] = claim
+    return found
+
+
+def _expect_one_certificate(config: RunConfig, objects: Sequence[Manifest]) -> None:
+    """Let clients expect a name that the certificate of the namespace has: it does not name every run."""
+    for manifest in objects:
+        data = manifest.get("data") or {}
+        if "FAIRLEAD_TLS__CERTIFICATE" in data and not config.tls.server_name:
+            data["FAIRLEAD_TLS__SERVER_NAME"] = _CERTIFIED
 
 
 def _existing(folder: Path, name: str, flag: str) -> Path:
@@ -256,7 +312,7 @@ def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
         _set_ranks(job, config.ranks, first_pod=first_pod)
     if manifest["kind"] == "JobSet":
         # The labels of templates that kustomize knows are set in `_kustomization`.
-        job_spec(manifest)["template"]["metadata"]["labels"][_INSTANCE] = config.name.rstrip("._-")
+        job_spec(manifest)["template"]["metadata"]["labels"][INSTANCE] = config.name.rstrip("._-")
     if manifest["metadata"]["labels"].get(COMPONENT) == "model-service" and manifest["kind"] == "Deployment":
         _set_gpus(manifest["spec"], engine_gpus(getattr(config, manifest["metadata"]["name"])))
     return manifest
@@ -322,8 +378,8 @@ def _set_metrics_tls(manifest: Manifest) -> None:
                 "ca": {"secret": secret("ca.crt")},
                 "cert": {"secret": secret("tls.crt")},
                 "keySecret": secret("tls.key"),
-                # Pods are scraped by their addresses; every certificate names this service.
-                "serverName": "policy",
+                # Pods are scraped by their addresses.
+                "serverName": _CERTIFIED,
             }
     if manifest["kind"] in ("Deployment", "StatefulSet", "Job", "JobSet"):
         for container in job_spec(manifest)["template"]["spec"]["containers"]:

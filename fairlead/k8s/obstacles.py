@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fairlead.k8s.cluster import Cluster, ClusterForbidden
-from fairlead.k8s.manifests import NAME, Manifest
+from fairlead.k8s.labels import NAME
+from fairlead.k8s.manifests import Manifest
 
 _CLAIM = "PersistentVolumeClaim"
 _NOT_OBSTACLES = ("FailedScheduling", "Unhealthy", "BackOff")

@@ -10,8 +10,10 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fairlead.errors import ClusterRefused
 from fairlead.k8s.changes import check_kinds, condition, is_same_stage, jobs_replaced_by
 from fairlead.k8s.cluster import Cluster, ImmutableObject
+from fairlead.k8s.labels import INSTANCE, PART_OF, WITH_PREFIX
 from fairlead.k8s.manifests import Manifest
 from fairlead.k8s.prune import superfluous
 from fairlead.k8s.settings import pod_templates
@@ -70,6 +72,7 @@ def plan(
         if before is None:
             found.created.append(name)
             continue
+        _check_owner(cluster, before, name)
         try:
             after = cluster.apply(manifest, force_conflicts=force_conflicts, dry_run=True)
         except ImmutableObject:
@@ -87,6 +90,18 @@ def plan(
         found.restarted[other["metadata"]["name"]] = [f"it was a {other['kind']}"]
     found.deleted.extend(f"{one['kind']} {one['metadata']['name']}" for one in superfluous(cluster, kept))
     return found
+
+
+def _check_owner(cluster: Cluster, before: Manifest, name: str) -> None:
+    """Refuse to change an object of another run whose prefix and the names in the manifests give the same."""
+    found = before["metadata"].get("labels") or {}
+    has_prefix = found.get(PART_OF) == WITH_PREFIX
+    owner = found.get(INSTANCE, "another owner") if has_prefix or cluster.run else ""
+    if (has_prefix or cluster.run) and (owner, has_prefix) != (cluster.run, bool(cluster.run)):
+        raise ClusterRefused(
+            f"{name} in namespace {cluster.namespace} belongs to {owner}: choose another name for this run. "
+            "Nothing was applied"
+        )
 
 
 def _own(manifest: Manifest) -> Manifest:

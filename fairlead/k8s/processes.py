@@ -13,7 +13,8 @@ from datetime import UTC, datetime, timedelta
 
 from fairlead.k8s import obstacles
 from fairlead.k8s.cluster import Cluster
-from fairlead.k8s.manifests import JOB_SET, NAME, Manifest, job_spec
+from fairlead.k8s.labels import NAME
+from fairlead.k8s.manifests import JOB_SET, Manifest, job_spec
 
 KINDS = (("apps/v1", "StatefulSet"), ("apps/v1", "Deployment"), ("batch/v1", "Job"))
 """Kinds of objects that own pods, besides JobSets."""
@@ -68,22 +69,34 @@ class ProcessState:
 
 
 def process_states(cluster: Cluster) -> list[ProcessState]:
-    """Return the state of every process, the queue first."""
-    owners = [one | {"kind": kind} for version, kind in KINDS for one in cluster.list(version, kind)]
+    """Return the state of every process of the run, the queue first."""
+    return states(cluster, *observe(cluster, cluster.ours))
+
+
+def observe(cluster: Cluster, selector: str) -> tuple[list[Manifest], list[Manifest]]:
+    """Return the objects that own pods, and the pods, that match a label selector, the newest pod first."""
+    owners = [
+        one | {"kind": kind} for version, kind in KINDS for one in cluster.list(version, kind, selector)
+    ]
     # The Job of a JobSet fails whenever the JobSet restarts it.
     owners = [one for one in owners if _JOB_SET_NAME not in (one["metadata"].get("labels") or {})]
-    owners += [_as_job(one) for one in cluster.list_if_known(*JOB_SET)]
-    pods = cluster.list("v1", "Pod")
+    owners += [_as_job(one) for one in cluster.list_if_known(*JOB_SET, selector=selector)]
+    pods = cluster.list("v1", "Pod", selector)
     pods.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
-    states = [_state(owner, [pod for pod in pods if _name(pod) == _name(owner)]) for owner in owners]
-    if all(state.is_settled or state.doing not in _UNEXPLAINED for state in states):
-        return states
-    found = obstacles.find(cluster, pods, owners)
+    return owners, pods
+
+
+def states(cluster: Cluster, owners: Sequence[Manifest], pods: Sequence[Manifest]) -> list[ProcessState]:
+    """Return the states of the processes of one run, from what `observe` returns; reads events if need be."""
+    found = [_state(owner, [pod for pod in pods if _name(pod) == _name(owner)]) for owner in owners]
+    if all(state.is_settled or state.doing not in _UNEXPLAINED for state in found):
+        return found
+    reasons = obstacles.find(cluster, pods, owners)
     return [
-        replace(state, doing=found[state.name])
-        if state.doing in _UNEXPLAINED and state.name in found
+        replace(state, doing=reasons[state.name])
+        if state.doing in _UNEXPLAINED and state.name in reasons
         else state
-        for state in states
+        for state in found
     ]
 
 

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 
 from fairlead.k8s.changes import STOP_ORDER, WITHOUT_PODS
 from fairlead.k8s.cluster import FIELD_MANAGER, Cluster, ClusterForbidden
-from fairlead.k8s.manifests import COMPONENT, Manifest
+from fairlead.k8s.labels import COMPONENT, FETCH
+from fairlead.k8s.manifests import Manifest
 from fairlead.k8s.settings import pod_templates
 
-FETCH = "fetch"
-"""Component of the Job that downloads a model, which no manifest of a run has."""
 _JOBS = ("Job", "JobSet")
 _KINDS = tuple(dict.fromkeys([*(kind for kind, _ in STOP_ORDER), *WITHOUT_PODS]))
 _CONFIG_MAP = ("v1", "ConfigMap")

@@ -1,7 +1,7 @@
 """The Secrets of a run.
 
-`redis` holds the passwords of the queue; it is created once per namespace with random passwords, which are
-stored nowhere else. The others (keys, certificates) are created by a person and must exist before anything is
+`redis` holds the passwords of the queue; it is created once for a run with random passwords, which are stored
+nowhere else. The others (keys, certificates) are created by a person and must exist before anything is
 applied.
 """
 
@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 
 from fairlead.errors import ClusterRefused
 from fairlead.k8s.cluster import Cluster
-from fairlead.k8s.manifests import COMPONENT, NAME, PART_OF, Manifest, has_queue
+from fairlead.k8s.labels import COMPONENT, INSTANCE, NAME, PART_OF, WITH_PREFIX, WITHOUT_PREFIX
+from fairlead.k8s.manifests import Manifest, has_queue
 from fairlead.k8s.settings import pod_templates
 
 SECRET = "redis"
-"""Name of the Secret."""
+"""Name of the Secret, after the prefix of the run."""
 _KEDA_USER = "keda"
 _KEYS = "FAIRLEAD_KEYS__FILE"
 
@@ -43,7 +44,7 @@ def ensure_secrets(cluster: Cluster, manifests: Sequence[Manifest], whole: Seque
         for manifest in manifests
         for name, optional in _named(manifest)
         # Pods start without an optional Secret with their API key, and then every service refuses them.
-        if name != SECRET and (keys_are_required or not optional)
+        if name != cluster.named(SECRET) and (keys_are_required or not optional)
     }
     # cert-manager creates it after it is applied; the pods wait for it.
     named -= {one["spec"]["secretName"] for one in whole if one["kind"] == "Certificate"}
@@ -88,11 +89,12 @@ def _ensure_passwords(cluster: Cluster) -> bool:
     Raises:
         ClusterRefused: if the existing Secret has no key `password`.
     """
-    found = cluster.get("v1", "Secret", SECRET)
+    name = cluster.named(SECRET)
+    found = cluster.get("v1", "Secret", name)
     if found is not None:
         if "password" not in (found.get("data") or {}):
             raise ClusterRefused(
-                f"the Secret {SECRET} of namespace {cluster.namespace} has no key `password`: add it, or "
+                f"the Secret {name} of namespace {cluster.namespace} has no key `password`: add it, or "
                 "delete the Secret so that a new one is created"
             )
         return False
@@ -101,12 +103,14 @@ def _ensure_passwords(cluster: Cluster) -> bool:
         "keda-username": _KEDA_USER,
         "keda-password": secrets.token_hex(32),
     }
-    labels = {PART_OF: "fairlead", COMPONENT: "queue", NAME: "redis"}
+    labels = {PART_OF: WITHOUT_PREFIX, COMPONENT: "queue", NAME: "redis"}
+    if cluster.run:
+        labels |= {PART_OF: WITH_PREFIX, INSTANCE: cluster.run}
     cluster.apply(
         {
             "apiVersion": "v1",
             "kind": "Secret",
-            "metadata": {"name": SECRET, "labels": labels},
+            "metadata": {"name": name, "labels": labels},
             "type": "Opaque",
             "data": {key: base64.b64encode(value.encode()).decode() for key, value in values.items()},
         }
