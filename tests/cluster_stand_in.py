@@ -87,7 +87,7 @@ class StandIn:
     rules: list[dict[str, Any]] | None = None
     """The rights of the account, as in a Role; None allows everything."""
     quota: dict[str, str] = field(default_factory=dict)
-    """Name of the ResourceQuota that has no room for another object, by plural."""
+    """Name of the ResourceQuota whose capacity is used up, by plural."""
     outside: dict[str, Any] = field(default_factory=lambda: {"/version": {"gitVersion": "v1.36.2"}})
     """Answers to a GET of paths outside a namespace."""
     logs: dict[str, str] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """Objects of one run among several in a namespace: names with a prefix, selectors that match only its own.
 
-Works on rendered objects, whatever component they are from. A reference to an object of the run gets the
+Works on rendered objects of any component. A reference to an object of the run gets the
 prefix; other references (Secrets that a person creates, services of another run) stay.
 """
 
@@ -16,7 +16,9 @@ from fairlead.k8s.labels import INSTANCE, PART_OF, WITH_PREFIX, WITHOUT_PREFIX
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,28}[a-z0-9])?")
 """The longest names that are built from it, those of CronJobs, have at most 52 characters."""
 _PASSWORDS = "redis"
-"""The Secret that `up` creates for each run. A person creates the others, for all runs of the namespace."""
+"""The Secret that `up` creates for each run. A person creates the others for all runs of the namespace; those
+of Ingresses and those that cert-manager creates belong to one run.
+"""
 _OF_THE_NAMESPACE = ("Namespace", "Role")
 _DASHBOARD = "grafana_dashboard"
 
@@ -26,6 +28,9 @@ _REFERENCES: Mapping[str, tuple[str, str]] = {
     "configMapRef": ("name", "ConfigMap"),
     "configMapKeyRef": ("name", "ConfigMap"),
     "secret": ("secretName", "Secret"),
+    "keySecret": ("secretName", "Secret"),
+    "tls": ("secretName", "Secret"),
+    "spec": ("secretName", "Secret"),
     "secretRef": ("name", "Secret"),
     "secretKeyRef": ("name", "Secret"),
     "secretTargetRef": ("name", "Secret"),
@@ -76,6 +81,9 @@ def prefixed(objects: Sequence[dict[str, Any]], run: str) -> list[dict[str, Any]
     check_run_name(run)
     mine = [one for one in objects if not _is_shared(one)]
     names = {(one["kind"], one["metadata"]["name"]) for one in mine} | {("Secret", _PASSWORDS)}
+    names |= {("Secret", one["spec"]["secretName"]) for one in mine if one["kind"] == "Certificate"}
+    # Each run has its own host.
+    names |= {("Secret", tls["secretName"]) for one in mine if one["kind"] == "Ingress" for tls in _tls(one)}
     rename = _Names(run, names)
     for manifest in mine:
         namespace = str(manifest["metadata"]["namespace"])
@@ -142,6 +150,8 @@ class _Names:
         if key == "scaleTargetRef":
             field, kind = "name", value.get("kind", "Deployment")
         name = value.get(field)
+        if field == "secretName" and name is None and key in ("secret", "keySecret"):  # of a PodMonitor
+            field, name = "name", value.get("name")
         if isinstance(name, str):
             value[field] = self._claim(name) if kind == "PersistentVolumeClaim" else self._new(kind, name)
 
@@ -169,6 +179,10 @@ class _Names:
             return f"{pod}{self._run}-{found['service']}{found['rest'] or ''}"
 
         return self._host.sub(new, text)
+
+
+def _tls(ingress: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return ingress["spec"].get("tls") or ()
 
 
 def _rules(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

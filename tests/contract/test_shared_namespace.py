@@ -1,4 +1,4 @@
-"""Several runs in one namespace: no edge of the graph of their objects leads to another run, no name twice."""
+"""Several runs in one namespace: no edge of the graph of their objects leads to another run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHARED_VARIANTS = ("everything", "kind, external redis", "kind, hpa, priority", 
 INSTANCE = "app.kubernetes.io/instance"
 OF_PERSONS = {
     *("fairlead-api-key", "fairlead-feedback-store", "fairlead-hub", "fairlead-keys", "fairlead-redis"),
-    *("fairlead-registry", "fairlead-tls", "fairlead-weights-key", "feedback-tls", "gateway-tls"),
+    *("fairlead-registry", "fairlead-tls", "fairlead-weights-key"),
 }
 """Secrets that a person creates, for all runs of the namespace."""
 
@@ -128,7 +128,7 @@ def test_every_reference_and_address_leads_to_an_object_of_the_same_run(variant)
         r"(\.resource)?\.(name|port|mountPath)$|\.(containerName|targetPort|port|portName|namespace|result|command|args)$"
         r"|labels\.|matchLabels\.|\.selector\.app|resourceNames$|\.priorityClassName$|replicatedJobs\.name$"
         r"|^\.kind$|podSetName|groups\.name$|\.rules\.labels\.|\.from\.|\.serverName$"
-        r"|^\.data\.FAIRLEAD_TLS__SERVER_NAME$|\.env\.value$|\.parentRefs\.name$"
+        r"|^\.data\.FAIRLEAD_TLS__SERVER_NAME$|\.env\.value$|\.(parentRefs|issuerRef)\.name$|\.dnsNames$"
     )
     for one in of_run("exp", variant):
         for path, text in leaves(one):
