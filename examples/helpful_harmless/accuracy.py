@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from examples.helpful_harmless.judge import Judge
 from examples.helpful_harmless.reading import Readings
 from fairlead.judgments.calibration import accuracy
 from fairlead.judgments.resampling import mean_interval
@@ -20,7 +19,7 @@ REFERENCE = "bag_of_words"
 """Baseline that the others are compared with."""
 TITLES = {
     "reward_model": "reward model",
-    "frozen": "linear head on features of the untuned model",
+    "judge": "the judge: a linear head on features of the untuned model",
     "bag_of_words": "bag of words",
     "shorter_wins": "the shorter answer wins",
     "longer_wins": "the longer answer wins",
@@ -42,17 +41,14 @@ def margins_of_texts(
     }
 
 
-def margins_of_readings(frozen: Judge, better: Readings, worse: Readings) -> dict[str, list[float]]:
-    """Return the margins of what the untuned model makes of the answers.
+def margins_of_likelihood(better: Readings, worse: Readings) -> dict[str, list[float]]:
+    """Return the margins by the log-likelihood of answers, whole and per token.
 
     Args:
-        frozen: a head that was trained on the pairs that the reward model was trained on.
         better: of the answers that people preferred.
         worse: of the others, in the same order.
     """
-    scores = [frozen.scores(side.features_NF) for side in (better, worse)]
     return {
-        "frozen": (scores[0] - scores[1]).tolist(),
         "log_likelihood": (better.logprobs_N - worse.logprobs_N).tolist(),
         "mean_log_likelihood": (better.mean_logprobs - worse.mean_logprobs).tolist(),
     }

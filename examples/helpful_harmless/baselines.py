@@ -1,4 +1,4 @@
-"""Compare baselines on held-out pairs before a reward model is trained, and train the judge.
+"""Compare baselines on held-out pairs, which needs no reward model.
 
 `python -m examples.helpful_harmless.baselines [RUN.TOML]` prints the table without a reward model. What the
 untuned model makes of the pairs is kept in the run's folder, and the evaluation reads it from there.
@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from examples.helpful_harmless import accuracy, judge
-from examples.helpful_harmless.judge import Judge
 from examples.helpful_harmless.reading import Answer, Readings, load_readings, read_groups, save_readings
 from fairlead import log
 from fairlead.config import RunConfig, load, parse_overrides
@@ -40,18 +39,6 @@ class Pairs:
     """Pairs that it does not see; the judge is trained on them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Learnt:
-    """What is learnt from the pairs without training a language model."""
-
-    judge: Judge
-    """Trained on the unseen pairs."""
-    margins: dict[str, list[float]]
-    """Margins of each baseline on the unseen pairs."""
-    judge_figures: dict[str, Any]
-    """Accuracy of the judge, on pairs that it has not seen."""
-
-
 def load_pairs(config: RunConfig) -> Pairs:
     """Return the pairs of a run.
 
@@ -71,12 +58,10 @@ def side_of(pairs: Sequence[Preference], name: Literal["chosen", "rejected"]) ->
 
 
 def read_pairs(config: RunConfig, pairs: Pairs) -> dict[str, Readings]:
-    """Return what the untuned model makes of the pairs: `known_better`, `known_worse`, `better`, `worse`."""
+    """Return what the untuned model makes of the unseen pairs: `better` and `worse`."""
     groups = {
         "better": side_of(pairs.unseen, "chosen"),
         "worse": side_of(pairs.unseen, "rejected"),
-        "known_better": side_of(pairs.known, "chosen"),
-        "known_worse": side_of(pairs.known, "rejected"),
     }
     path = config.policy.path or config.model.path
     texts = {name: [(str(prompt), text) for prompt, text in members] for name, members in groups.items()}
@@ -90,23 +75,19 @@ def read_pairs(config: RunConfig, pairs: Pairs) -> dict[str, Readings]:
     return found
 
 
-def learn(pairs: Pairs, readings: Mapping[str, Readings], *, seed: int) -> Learnt:
-    """Train the judge on the unseen pairs, and a head of the same kind on the known ones, as a baseline."""
-    known = readings["known_better"], readings["known_worse"]
-    unseen = readings["better"], readings["worse"]
-    critic, frozen = (
-        judge.train(*(side.features_NF for side in sides), seed=seed) for sides in (unseen, known)
-    )
+def margins(pairs: Pairs, readings: Mapping[str, Readings], *, seed: int) -> dict[str, list[float]]:
+    """Return the margins of every baseline on the unseen pairs.
+
+    The judge learns from the unseen pairs, so its margins are by folds: each by a head that has not seen it.
+    """
+    better, worse = readings["better"], readings["worse"]
     texts = ([(pair.chosen, pair.rejected) for pair in side] for side in (pairs.known, pairs.unseen))
-    better_N, worse_N = (critic.scores(side.features_NF) for side in known)
-    return Learnt(
-        judge=critic,
-        margins={
-            **accuracy.margins_of_readings(frozen, *unseen),
-            **accuracy.margins_of_texts(*texts),
-        },
-        judge_figures=accuracy.with_interval((better_N - worse_N).tolist(), seed=seed),
-    )
+    crossed = judge.crossed_margins(better.features_NF, worse.features_NF, seed=seed)
+    return {
+        "judge": crossed.tolist(),
+        **accuracy.margins_of_texts(*texts),
+        **accuracy.margins_of_likelihood(better, worse),
+    }
 
 
 def main() -> int:
@@ -121,14 +102,9 @@ def main() -> int:
         config = load(options.config, overrides=parse_overrides(options.set))
         log.setup(style="human", level=config.observe.log_level)
         pairs = load_pairs(config)
-        learnt = learn(pairs, read_pairs(config, pairs), seed=config.seed)
-        sys.stdout.write(f"{accuracy.table(accuracy.compare(learnt.margins, seed=config.seed))}\n\n")
-        low, high = learnt.judge_figures["interval"]
-        share = learnt.judge_figures["accuracy"]
-        sys.stdout.write(
-            f"{len(pairs.known)} pairs to learn from, {len(pairs.unseen)} held out. The judge, trained on "
-            f"the held-out ones, is right on {share:.1%} of the others ({low:.1%} to {high:.1%}).\n"
-        )
+        found = margins(pairs, read_pairs(config, pairs), seed=config.seed)
+        sys.stdout.write(f"{accuracy.table(accuracy.compare(found, seed=config.seed))}\n\n")
+        sys.stdout.write(f"{len(pairs.known)} pairs to learn from, {len(pairs.unseen)} held out.\n")
     except FairleadError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -13,7 +13,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
 
     No answer is quoted: prompts and answers of this data may be offensive.
     """
-    wins, judge, pairs, ppo = (figures[name] for name in ("wins", "judge", "pairs", "ppo"))
+    wins, pairs, ppo = (figures[name] for name in ("wins", "pairs", "ppo"))
+    judge = figures["reward_models"]["judge"]
     before, after = figures["distinct_2"]
     return "\n".join(
         [
@@ -25,7 +26,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
             "",
             f"The judge finds the later answer better for {wins['share']:.1%} of {wins['n']} prompts, 95% "
             f"interval {wins['interval'][0]:.1%} to {wins['interval'][1]:.1%}; it is right on "
-            f"{judge['accuracy']:.1%} of pairs that it has not seen ({judge['interval'][0]:.1%} to "
+            f"{judge['accuracy']:.1%} of pairs of people that it has not seen ({judge['interval'][0]:.1%} to "
             f"{judge['interval'][1]:.1%}). Distinct-2 of the answers {before:.3f} before and {after:.3f} "
             f"after; KL to the reference {ppo['kl']:.1f} nats per answer.",
         ]

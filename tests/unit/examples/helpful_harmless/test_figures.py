@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from examples.helpful_harmless import accuracy, instructions, measures, tables
-from examples.helpful_harmless.judge import Judge
 from examples.helpful_harmless.reading import Readings
 
 ROOT = Path(__file__).parents[4]
@@ -37,11 +36,11 @@ def test_baselines_of_texts() -> None:
     assert margins["bag_of_words"][0] > 0 > margins["bag_of_words"][1]
 
 
-def test_baselines_of_readings_are_sums_and_means() -> None:
-    better = Readings(np.array([-6.0]), np.array([3.0]), np.array([[1.0, 0.0]]))
-    worse = Readings(np.array([-5.0]), np.array([1.0]), np.array([[0.0, 4.0]]))
-    margins = accuracy.margins_of_readings(Judge(np.array([2.0, 0.5])), better, worse)
-    assert margins == {"frozen": [0.0], "log_likelihood": [-1.0], "mean_log_likelihood": [3.0]}
+def test_likelihood_is_a_sum_and_a_mean() -> None:
+    better = Readings(np.array([-6.0]), np.array([3.0]), np.zeros((1, 2)))
+    worse = Readings(np.array([-5.0]), np.array([1.0]), np.zeros((1, 2)))
+    margins = accuracy.margins_of_likelihood(better, worse)
+    assert margins == {"log_likelihood": [-1.0], "mean_log_likelihood": [3.0]}
 
 
 def test_changes_are_paired_by_text() -> None:
@@ -69,10 +68,11 @@ def test_tables_have_a_row_of_each_measure_under_its_group() -> None:
     later = {name: [0.5, 1.0] for name in measures.MEASURES}
     text = tables.markdown(
         {
-            "reward_models": accuracy.compare({"bag_of_words": [1.0], "reward_model": [-1.0]}, seed=0),
+            "reward_models": accuracy.compare(
+                {"bag_of_words": [1.0], "reward_model": [-1.0], "judge": [0.0]}, seed=0
+            ),
             "changes": measures.changes(rows, later, seed=0),
             "wins": measures.win_rate([0.0, 0.0], [1.0, 1.0], seed=0),
-            "judge": accuracy.with_interval([1.0, -1.0], seed=0),
             "pairs": {"known": 10, "unseen": 4},
             "distinct_2": [0.7, 0.6],
             "ppo": {"kl": 2.5},
@@ -86,6 +86,7 @@ def test_tables_have_a_row_of_each_measure_under_its_group() -> None:
         assert lines.count(f"| **{group}** | | | | | |") == 1
     assert all(f"| {measure.title} |" in text for measure in measures.MEASURES.values())
     assert "better for 100.0% of 2 prompts" in text
+    assert "it is right on 50.0% of pairs of people that it has not seen" in text
 
 
 def test_shared_words_is_the_f1_of_words_that_are_not_common() -> None:

@@ -29,7 +29,7 @@ def test_head_equals_scikit_learns_logistic_regression() -> None:
 
 
 def test_judge_finds_the_feature_that_matters() -> None:
-    critic = judge.train(*_pairs(400, signal=1.0, seed=2), seed=0)
+    critic = judge.fit(*_pairs(400, signal=1.0, seed=2))
     better, worse = _pairs(400, signal=1.0, seed=3)
     assert (critic.scores(better) > critic.scores(worse)).mean() > 0.7
 
