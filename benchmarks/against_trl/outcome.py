@@ -11,10 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
-
-CONFIDENCE = 0.95
-
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -56,15 +52,6 @@ class Outcome:
     def end(self) -> Point:
         """The policy at the end."""
         return self.points[-1]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and half the width of its 95% interval over seeds (Student's t); NaN of one value."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, math.nan
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def episodes_to(points: Sequence[Point], gold: float) -> float:

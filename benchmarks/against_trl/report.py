@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.against_trl.methods import Method
-from benchmarks.against_trl.outcome import Outcome, episodes_to, interval
+from benchmarks.against_trl.outcome import Outcome, episodes_to
 from benchmarks.against_trl.sides import OURS, SIDES, TRL, Run
+from benchmarks.parcel_task.over_seeds import shown
 from benchmarks.result import Result
 
 GOLD = 0.9
@@ -98,8 +99,8 @@ def table(found: Sequence[Comparison]) -> str:
             ends = ["", "", ""]
             if outcomes[0].points:
                 ends = [
-                    _with_interval([outcome.end.gold for outcome in outcomes]),
-                    _with_interval([outcome.end.kl for outcome in outcomes]),
+                    shown([outcome.end.gold for outcome in outcomes]),
+                    shown([outcome.end.kl for outcome in outcomes]),
                     _count(one.median(side, _episodes)),
                 ]
             cells = [
@@ -119,16 +120,11 @@ def _difference(one: Comparison) -> str:
     if not one.sides[OURS][0].points:
         return "not measured"
     pairs = zip(one.sides[OURS], one.sides[TRL], strict=True)
-    return _with_interval([ours.end.gold - theirs.end.gold for ours, theirs in pairs])
+    return shown([ours.end.gold - theirs.end.gold for ours, theirs in pairs])
 
 
 def _episodes(outcome: Outcome) -> float:
     return episodes_to(outcome.points, GOLD)
-
-
-def _with_interval(values: Sequence[float]) -> str:
-    mean, half = interval(values)
-    return f"{mean:.2f}" if math.isnan(half) else f"{mean:.2f} ± {half:.2f}"
 
 
 def _count(episodes: float) -> str:

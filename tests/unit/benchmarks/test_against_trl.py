@@ -126,9 +126,7 @@ def test_curve_reaches_a_gold_reward_between_its_points():
     assert outcome.evaluated(2, points=4) == [1, 2]
 
 
-def test_interval_and_mean_curve_over_seeds():
-    assert outcome.interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.302653 / math.sqrt(3), rel=1e-6))
-    assert math.isnan(outcome.interval([1.0])[1])
+def test_mean_curve_over_seeds():
     curves = [Outcome(1, 1, 1, 0, (Point(8, gold, kl),)) for gold, kl in ((1.0, 4.0), (2.0, 16.0))]
     assert outcome.mean_curve(curves) == [Point(8, 1.5, 9.0)]
 

@@ -68,6 +68,7 @@ def test_mean_of_fits_to_seeds_is_the_fit_to_their_mean():
 
 def test_interval_is_that_of_student():
     assert interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.302653 / math.sqrt(3), rel=1e-6))
+    assert math.isnan(interval([1.0])[1])
     assert shown([1.0, 2.0, 3.0]) == "2.00 ± 2.48"
     assert shown([-0.001]) == "0.00"
 
