@@ -15,15 +15,15 @@ _NOT = (
     r"shouldn't|do not|don't|must not|refuse to|decline to)"
 )
 _DO = (
-    r"(?:help|assist|provide|support|write|create|give|share|tell you|tell anyone|explain|discuss|answer|"
-    r"fulfil|fulfill|comply|guide|participate|engage|say|offer|generate|encourage|promote|condone|invent|"
-    r"do that|do this|do so|give out|take part|create|produce|recommend doing|teach|show you)"
+    r"(?:help|assist|advise|provide|support|write|create|give|share|tell you|tell anyone|explain|discuss|"
+    r"answer|fulfil|fulfill|comply|guide|participate|engage|say|offer|generate|encourage|promote|condone|"
+    r"invent|do that|do this|do so|give out|take part|produce|recommend doing|teach|show you)"
 )
 RULES: dict[str, str] = {
     "I cannot help": rf"\b(?:i|we)(?: \w+)?(?: \w+ good conscience)? {_NOT}(?: (?!wait)\w+){{0,4}}? {_DO}\b",
     "and cannot help": rf"\b(?:and|so|therefore) {_NOT}(?: (?!wait)\w+){{0,3}}? {_DO}\b",
     "I am not able": r"\b(?:i|we)(?: am|'m| are|'re) (?:simply |just |only )?(?:unable|not able|"
-    r"not permitted|not allowed|not going|not willing|not in a position|not here|not programmed|"
+    r"not permitted|not allowed|not going|not willing|not prepared|not in a position|not here|not programmed|"
     r"not designed) to\b",
     "I decline": r"\b(?:i|we|i'll|i will|i must|i have to|i need to)(?: \w+)? "
     r"(?:decline|refuse|pass on this)\b",
@@ -36,6 +36,13 @@ RULES: dict[str, str] = {
     r"(?:of|for) me\b",
     "I would rather not": r"\bi(?:'d| would) (?:rather|prefer) not\b|\bi (?:do not|don't) think (?:that )?i "
     r"(?:should|can|could)\b",
+    "not a good idea": r"\bi (?:do not|don't)(?: really)? think (?:it's|it is|that's|that is|this is|"
+    r"that would be)"
+    r"(?: \w+){0,2}? (?:good idea|appropriate|right way|okay|ok|acceptable|nice)\b|"
+    r"\b(?:not|n't)(?: \w+)? sure (?:that )?i should\b",
+    "inappropriate or illegal": r"^(?:\w+[,.!]? )?(?:that's|that is|that would be|this is|it's|it is)"
+    r"(?: \w+){0,2}? (?:not appropriate|inappropriate|illegal|unethical|immoral|against the law)\b"
+    r"(?! to\b| in\b)",
     "I say no": r"\b(?:have to|must) say no\b|\bno from me\b|\bnot helping (?:you )?with\b|"
     r"\b(?:no way|under no circumstances)(?: that)? (?:i|would i|will i|can i)\b",
     "sorry, but no": r"^(?:i'm |i am |i apologi[sz]e|my apologies)?(?:\s|very|so|terribly|truly)*"

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
 import pytest
 
 from fairlead.evaluation.checking import is_correct, names
 from fairlead.evaluation.figures import labelled_answers
 from fairlead.evaluation.refusals import READ_CHARACTERS, refuses
+
+ROOT = Path(__file__).parents[4]
+HARMLESS = ROOT.parent / "shared" / "data" / "hh_rlhf" / "harmless.jsonl.gz"
 
 
 @pytest.mark.parametrize(
@@ -69,3 +77,15 @@ def test_answers_name_phrases_as_whole_words():
     assert is_correct("Paris, not Lyon", ["Paris"], [])
     assert not is_correct("Yes, it is not true that it does not", ["does not"], ["^yes"])
     assert not names("", ["a"])
+
+
+@pytest.mark.skipif(not HARMLESS.is_file(), reason="../shared/data/hh_rlhf is absent")
+def test_rules_on_answers_of_another_assistant_that_were_labelled_after_the_rules_were_fixed():
+    """The figures of docs/evaluation.md; a label is (row, which answer, whether it declines)."""
+    with gzip.open(HARMLESS, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    labels = json.loads(Path(__file__).with_name("hh_refusals.json").read_text())
+    found = Counter((refuses(rows[row][side][0]["content"]), declines) for row, side, declines in labels)
+    assert found == {(True, True): 3, (False, True): 4, (True, False): 1, (False, False): 112}
+    table = (ROOT / "docs" / "evaluation.md").read_text()
+    assert "| 115 of 120 | 3 of 7 | 1 of 113 |" in table
