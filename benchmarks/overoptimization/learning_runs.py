@@ -30,8 +30,8 @@ SETTINGS: Mapping[str, object] = {
     "ppo.kl_coefficient": 0.0,
     "policy.max_slots": 128,
     "guard.action": "warn",
-    # Of the last four updates, as far as they have pairs.
-    "guard.fresh_label_pairs": 400,
+    # About four updates: a third of the prompts of an update was in the first one, and only those have pairs.
+    "guard.fresh_label_pairs": 150,
 }
 PLAIN = "no guard"
 KL = "KL penalty, β = 0.1"
