@@ -27,14 +27,16 @@ def services(shared: SharedServices) -> dict[str, str]:
     return shared.addresses("reward", "policy")
 
 
-def fairlead(*arguments: object, cwd: Path, given: str = "") -> subprocess.CompletedProcess[str]:
+def fairlead(
+    *arguments: object, cwd: Path, given: str = "", timeout_seconds: float = 180
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "fairlead.cli", *map(str, arguments)],
         cwd=cwd,
         input=given,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=timeout_seconds,
         check=False,
     )
 
