@@ -107,7 +107,9 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gpu", action="store_true", help="on the GPU; says so and ends where there is none")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, which measure nothing")
     parser.add_argument("--run", type=Path, default=QUICKSTART, help="folder of a finished quickstart")
-    parser.add_argument("--minutes", type=float, help="time limit of methods, pareto, trl and trl_smollm2")
+    parser.add_argument(
+        "--minutes", type=float, help="time limit of methods, pareto, traces, trl and trl_smollm2"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"instead of {OUT}/NAMES.json")
     options = parser.parse_args(argv)
     if options.minutes is not None and not options.minutes > 0:

@@ -1,47 +1,70 @@
-"""Measure the cost of traces: the quickstart's PPO with 1 task in 16 traced, against the same without traces.
+"""Measure the cost of traces in the quickstart's PPO with 1 task in 16 traced, in two ways.
 
-Both train the same models on the same tasks through the same services, and take turns. Spans go to a receiver
-in this process, whose work does not count. The first update of each run is left out.
+`traces_calls`: the CPU time of every call of `fairlead.tracing` in every process, threads that send included,
+added up within the first updates of a run, against the CPU time of its updates without traces. Other work of
+the machine hardly changes the ratio.
 
-On a machine with other work the two differ by more than traces cost. `traces_computed` does not depend on it:
-the CPU time of what an update records, measured in a loop, added to that of an update without traces.
+`traces_cpu`, `traces_wall`: updates with traces against updates of the same run without. Its processes switch
+their traces on and off between blocks of updates (see `traces_switch`). A block and the next one are a pair,
+each variant is first in every other pair, and the result is the median of the ratios. That is all that traces
+cost, but needs a quiet machine.
+
+The policy hardly learns, so that every update has the same work. Spans go to a receiver in this process. Its
+work does not count.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
+import math
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import psutil
 
 from benchmarks import quickstart
 from benchmarks.result import Result, Settings
-from fairlead import tracing
-from fairlead.config.infrastructure import ObserveSection
-from fairlead.errors import ConfigError
-from fairlead.tracing import stored
+from fairlead.errors import ConfigError, ProcessFailed
 
-UPDATES = 12
-_LOOPS = 500
-_SPANS_OF_TASK = 7
-_PROCESSES = 5
-TURNS = 3
+_BLOCK = 6
+"""Updates without a change."""
+_PAIRS = 24
+_ACCOUNTED = 8
+"""Updates at the beginning whose calls are measured."""
+_SETTLE_SECONDS = 0.4
+"""After a switch: until every process has seen it, and sent the spans that waited."""
+_POLL_SECONDS = 0.02
+_EXTRA = {
+    "ppo.learning_rate": 1e-7,
+    "ppo.critic_learning_rate": 1e-7,
+    "checkpoint.every_updates": _BLOCK,
+    "observe.trace_one_in": 16,
+}
 AT_MOST = 1.02
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """A run of PPO."""
+class _Block:
+    """Updates without a change."""
 
-    seconds: list[float]
-    """Of each update but the first."""
     cpu_seconds: float
-    """CPU time per update, of all processes."""
+    """CPU time per update, of all processes of the run."""
+    seconds: float
+    """Wall-clock time per update."""
+
+
+_Pair = tuple[_Block, _Block]
+"""A traced block, and a plain one beside it."""
 
 
 def run(settings: Settings) -> dict[str, Result]:
@@ -52,122 +75,196 @@ def run(settings: Settings) -> dict[str, Result]:
         raise ConfigError(
             "benchmarks traces", got="no OpenTelemetry", allowed="pip install 'fairlead-rlhf[otel]'"
         ) from None
-    from fairlead.tracing.export import EVERY_SECONDS
-    from fairlead.tracing.sink import receiving
-
     source = quickstart.ensure(settings.source)
-    extra: dict[str, object] = {"ppo.updates": 2 if settings.quick else UPDATES}
+    pairs = 1 if settings.quick else _PAIRS
+    block = 2 if settings.quick else _BLOCK
+    accounted = 2 if settings.quick else _ACCOUNTED
+    extra: dict[str, object] = _EXTRA | {"ppo.updates": accounted + 2 * pairs * block + 1}
     if settings.quick:
         extra |= {"ppo.batch_size": 8, "ppo.mini_batch_size": 8}
-    traced, plain = list[_Run](), list[_Run]()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "traces.jsonl"
-        with receiving(file, host="127.0.0.1", port=0) as address:
-            on = {"observe.otlp_endpoint": address, "observe.trace_one_in": 16}
-            for turn in range(settings.rounds(TURNS)):
-                # Each variant is first in every other turn.
-                for is_traced in (True, False) if turn % 2 == 0 else (False, True):
-                    name = f"{'traced' if is_traced else 'plain'}-{turn}"
-                    more = extra | on if is_traced else extra
-                    found = _ppo(quickstart.settings(source, Path(folder), name, more))
-                    (traced if is_traced else plain).append(found)
-        spans = len(stored.read(file))
-    updates = sum(len(each.seconds) + 1 for each in traced)
-    print(f"spans: {spans / updates:.1f} per update", file=sys.stderr)
-    for name, runs in (("traced", traced), ("plain", plain)):
-        print(f"CPU-s/update, {name}:", *(f"{each.cpu_seconds:.3f}" for each in runs), file=sys.stderr)
-    what = "the same PPO without traces"
-    plain_cpu = statistics.median(each.cpu_seconds for each in plain)
-    tasks = quickstart.config(quickstart.settings(source, source, "tasks", extra)).ppo.tasks_per_update
-    exports = _PROCESSES * max(1.0, _median(plain) / EVERY_SECONDS)
-    cost = _cpu_of_traces(spans / updates, tasks, exports)
+    with tempfile.TemporaryDirectory() as name, _receiver() as (address, bodies):
+        folder = Path(name)
+        overrides = quickstart.settings(source, folder, "run", extra | {"observe.otlp_endpoint": address})
+        with _Run(overrides, folder / "switch") as ppo:
+            calls_seconds = ppo.account(accounted) / accounted
+            spans = _num_spans(bodies) / accounted
+            print(f"{spans:.0f} spans of {calls_seconds * 1e6 / spans:.0f} us per update", file=sys.stderr)
+            found = list(_until(ppo.pairs(accounted, pairs, block), settings.minutes))
+    what = "updates of the same run without traces"
+    plain = statistics.median(plain.cpu_seconds for _, plain in found)
     return {
-        "traces_computed": Result(plain_cpu + cost, "CPU-s/update", plain_cpu, what, at_most=AT_MOST),
-        "traces_wall": Result(_median(traced), "s/update", _median(plain), what, at_most=AT_MOST),
-        "traces_cpu": Result(
-            statistics.median(each.cpu_seconds for each in traced),
-            "CPU-s/update",
-            plain_cpu,
-            what,
-            at_most=AT_MOST,
-        ),
+        "traces_calls": Result(plain + calls_seconds, "CPU-s/update", plain, what, at_most=AT_MOST),
+        "traces_cpu": _result("CPU-s/update", what, [(t.cpu_seconds, p.cpu_seconds) for t, p in found]),
+        "traces_wall": _result("s/update", what, [(t.seconds, p.seconds) for t, p in found]),
     }
 
 
-def _cpu_of_traces(spans: float, tasks: int, exports: float) -> float:
-    """Return the CPU seconds of an update's traces.
+def _until(pairs: Iterator[_Pair], minutes: float | None) -> Iterator[_Pair]:
+    """Yield and print pairs, for a limited time."""
+    begun = time.monotonic()
+    for traced, plain in pairs:
+        ratios = traced.cpu_seconds / plain.cpu_seconds, traced.seconds / plain.seconds
+        print("pair: CPU {:.3f}, wall clock {:.3f}".format(*ratios), file=sys.stderr, flush=True)
+        yield traced, plain
+        if minutes is not None and time.monotonic() - begun > 60 * minutes:
+            return
 
-    Args:
-        spans: recorded and sent.
-        tasks: not sampled.
-        exports: requests to the backend.
-    """
-    command = [
-        sys.executable,
-        "-m",
-        "fairlead.cli",
-        "traces",
-        "collect",
-        "/dev/null",
-        "--listen",
-        "127.0.0.1:0",
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as receiver:
-        assert receiver.stdout is not None
-        address = receiver.stdout.readline().split()[3]
-        try:
-            observe = ObserveSection(otlp_endpoint=address, trace_one_in=1)
-            begun = time.process_time()
-            with tracing.start(observe, run="cost", process="worker", counter=lambda: lambda *_: None):
-                for number in range(_LOOPS):
-                    _task(number)
-                recorded = (time.process_time() - begun) / _LOOPS / _SPANS_OF_TASK
-            observe = ObserveSection(otlp_endpoint=address, trace_one_in=10**9)
-            with tracing.start(observe, run="cost", process="worker", counter=lambda: lambda *_: None):
-                begun = time.process_time()
-                for number in range(_LOOPS):
-                    _task(number)
-                unsampled = (time.process_time() - begun) / _LOOPS
-            export = _cpu_of_export(address)
-        finally:
-            receiver.terminate()
+
+def _result(unit: str, what: str, pairs: Sequence[tuple[float, float]]) -> Result:
+    """Return the median ratio of (traced, plain), and print its interval."""
+    ratios = sorted(traced / plain for traced, plain in pairs)
+    skipped = _outside(len(ratios))
+    low, high = (ratios[skipped], ratios[-1 - skipped]) if skipped >= 0 else (math.nan, math.nan)
+    ratio = statistics.median(ratios)
     print(
-        f"CPU: {recorded * 1e6:.0f} us a span, {export * 1e3:.1f} ms an export, {unsampled * 1e6:.0f} us a "
-        "task that is not sampled",
+        f"{unit}: ratio {ratio:.4f}, 95% interval {low:.4f} to {high:.4f}, {len(ratios)} pairs: "
+        + " ".join(f"{each:.3f}" for each in ratios),
         file=sys.stderr,
     )
-    return spans * recorded + tasks * unsampled + exports * export
+    plain = statistics.median(plain for _, plain in pairs)
+    return Result(plain * ratio, unit, plain, what, at_most=AT_MOST)
 
 
-def _cpu_of_export(address: str) -> float:
-    """Return the CPU seconds of a request with no spans."""
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+def _outside(count: int) -> int:
+    """Return how many of `count` sorted values lie below, and as many above, a 95% interval of their median.
 
-    exporter = OTLPSpanExporter(endpoint=f"{address}/v1/traces")
-    exporter.export([])
-    begun = time.process_time()
-    for _ in range(_LOOPS):
-        exporter.export([])
-    return (time.process_time() - begun) / _LOOPS
-
-
-def _task(number: int) -> None:
-    """Do what the processes of a run do for one task."""
-    with tracing.part_of(tracing.task_context(number, (1, 1))), tracing.span("claim") as claim:
-        for name in ("generate", "reward", "reference", "finish"):
-            with tracing.span(name, attributes={"fairlead.task": number}):
-                tracing.exemplar()
-        header = tracing.traceparent()
-        tracing.serve("Generate", header, start_ns=time.time_ns(), attributes={"fairlead.task": number}).end()
-        with tracing.joined("reward call", [claim], attributes={"fairlead.tasks": 1}):
-            tracing.traceparent()
+    By the sign test, which assumes nothing about their distribution; -1 if there are too few values.
+    """
+    below = -1
+    share = 0.0
+    while (share := share + math.comb(count, below + 1) / 2**count) <= 0.025:
+        below += 1
+    return below
 
 
-def _ppo(overrides: dict[str, str]) -> _Run:
-    measured = quickstart.ppo(overrides)
-    lines = quickstart.config(overrides).folder.metrics("ppo").read_text().splitlines()
-    return _Run([json.loads(line)["seconds"] for line in lines[1:]], measured.cpu_seconds)
+class _Run:
+    """A run of PPO whose traces can be switched; a context manager."""
+
+    def __init__(self, overrides: dict[str, str], switch: Path) -> None:
+        self._overrides = overrides
+        self._metrics = quickstart.config(overrides).folder.metrics("ppo")
+        self._switch = switch
+        self._spent: dict[tuple[int, float], float] = {}
+
+    def __enter__(self) -> _Run:
+        self._switch.touch()
+        environment = os.environ | {
+            "SWITCH_FILE": str(self._switch),
+            "PYTHONPATH": os.pathsep.join(
+                [str(Path(__file__).with_name("traces_switch")), str(Path(__file__).parents[1])]
+            ),
+        }
+        command = [sys.executable, "-m", "fairlead.cli", "ppo", str(quickstart.CONFIG)]
+        self._process = subprocess.Popen(
+            [*command, *quickstart.flags(self._overrides)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self._root = psutil.Process(self._process.pid)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.communicate()
+
+    def account(self, updates: int) -> float:
+        """Return the CPU seconds of calls of `fairlead.tracing` in the first updates. Traces are off then."""
+        self._wait(updates)
+        self._turn(is_on=False)
+        seconds = 0.0
+        for file in self._switch.parent.glob(f"{self._switch.name}-*"):
+            spent, calls = file.read_text().split()
+            name = psutil.Process(int(file.name.rpartition("-")[2])).cmdline()[2]
+            print(f"{name}: {float(spent) * 1e3:.0f} ms in {calls} calls", file=sys.stderr)
+            seconds += float(spent)
+        return seconds
+
+    def pairs(self, update: int, count: int, block: int) -> Iterator[_Pair]:
+        """Yield a traced and a plain block, `count` times.
+
+        Args:
+            update: at which the first begins.
+            count: number of pairs.
+            block: updates of a block.
+        """
+        order = [(True, False) if number % 2 == 0 else (False, True) for number in range(count)]
+        variants = [*itertools.chain.from_iterable(order), False]
+        ends = [self._turn(is_on=variants[0])]
+        for number, is_on in enumerate(variants[1:], start=1):
+            self._wait(update + number * block)
+            ends.append(self._turn(is_on=is_on))
+            if number % 2 == 0:
+                blocks = [
+                    _Block((after[0] - before[0]) / block, (after[1] - before[1]) / block)
+                    for before, after in itertools.pairwise(ends[-3:])
+                ]
+                yield (blocks[0], blocks[1]) if variants[number - 2] else (blocks[1], blocks[0])
+
+    def _turn(self, *, is_on: bool) -> tuple[float, float]:
+        """Set the switch, and return CPU seconds and time of when every process has seen it."""
+        if is_on:
+            self._switch.touch()
+        else:
+            self._switch.unlink(missing_ok=True)
+        time.sleep(_SETTLE_SECONDS)  # without a change too: a block is that much later than its updates
+        return self._cpu_seconds(), time.monotonic()
+
+    def _cpu_seconds(self) -> float:
+        for process in (self._root, *self._root.children(recursive=True)):
+            try:
+                spent = process.cpu_times()
+                self._spent[process.pid, process.create_time()] = spent.user + spent.system
+            except psutil.Error:
+                continue
+        return sum(self._spent.values())
+
+    def _wait(self, updates: int) -> None:
+        """Wait until so many updates have ended.
+
+        Raises:
+            ProcessFailed: if the run ends before.
+        """
+        while not self._metrics.exists() or self._metrics.read_bytes().count(b"\n") < updates:
+            if self._process.poll() is not None:
+                raise ProcessFailed(f"fairlead ppo ended: {self._process.communicate()[1][-2000:]}")
+            time.sleep(_POLL_SECONDS)
 
 
-def _median(runs: list[_Run]) -> float:
-    return statistics.median(itertools.chain.from_iterable(each.seconds for each in runs))
+@contextmanager
+def _receiver() -> Iterator[tuple[str, list[bytes]]]:
+    """Keep the bodies of requests without a look at them; give the address and the bodies."""
+    bodies: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Log nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.5,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", bodies
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _num_spans(bodies: Sequence[bytes]) -> int:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    requests = map(ExportTraceServiceRequest.FromString, bodies)
+    resources = itertools.chain.from_iterable(request.resource_spans for request in requests)
+    scopes = itertools.chain.from_iterable(resource.scope_spans for resource in resources)
+    return sum(len(scope.spans) for scope in scopes)

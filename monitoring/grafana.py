@@ -172,7 +172,7 @@ def matching(pattern: str) -> list[statistics.Statistic]:
         known = [one for one in statistics.STATISTICS if re.fullmatch(part, one.name)]
         known = known or [one for one in [statistics.find(part)] if one is not None]
         if not known:
-            raise KeyError(f"{part} is no statistic of fairlead/metrics/statistics.py")
+            raise KeyError(f"{part} is no statistic of fairlead/metrics/statistics")
         found += known
     return found
 

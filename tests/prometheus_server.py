@@ -49,20 +49,20 @@ class Prometheus:
         found = self.get("query", query=promql, **({} if at is None else {"time": at}))
         return [(each["metric"], float(each["value"][1])) for each in found["result"]]
 
-    def fired(self, *, since: float, **labels: str) -> dict[str, set[str]]:
+    def fired(self, *, since: float, until: float | None = None, **labels: str) -> dict[str, set[str]]:
         """Return the alerts that have fired since a Unix time, each with its processes or other subjects.
 
         Args:
             since: the time.
+            until: a later Unix time; None for now.
             **labels: labels of the alerts that are looked for.
         """
         selector = ", ".join(f'{name}="{value}"' for name, value in labels.items())
-        now = time.time()
         found = self.get(
             "query_range",
             query=f'ALERTS{{alertstate="firing", {selector}}}',
             start=since,
-            end=now,
+            end=time.time() if until is None else until,
             step="500ms",
         )
         fired: dict[str, set[str]] = {}
@@ -71,6 +71,12 @@ class Prometheus:
             subject = next((one[name] for name in ("process", "reason", "signal", "key") if name in one), "")
             fired.setdefault(one["alertname"], set()).add(subject)
         return fired
+
+    def is_well(self, run: str) -> bool:
+        """Return whether all processes of a run are ready, and no alert fires but those of SPEED."""
+        bad = f'up{{run="{run}"}} == 0 or fairlead_process_ready{{run="{run}"}} == 0'
+        alerts = f'ALERTS{{alertstate="firing", run="{run}", alertname!~"{"|".join(sorted(SPEED))}"}}'
+        return not self.query(bad) and not self.query(alerts)
 
     def names(self) -> set[str]:
         """Return the name of every metric that was ever scraped."""

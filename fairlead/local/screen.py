@@ -224,7 +224,10 @@ def _queue(found: RunStatus, now: StageProgress, width: int) -> Iterator[Text]:
         )
     names = (("queue_waiting", "waiting"), ("queue_in_flight", "in flight"), ("queue_outcomes", "outcomes"))
     counts = [f"{figures[name]:,.0f} {words}" for name, words in names if name in figures]
-    if counts:
+    if queue := found.queue:
+        sizes = f"{queue.waiting:,} waiting, {queue.in_flight:,} in flight, {queue.outcomes:,} outcomes"
+        yield from _labelled("queue", sizes, width)
+    elif counts:
         yield from _labelled("queue", f"{', '.join(counts)}{_age(found)}", width)
 
 

@@ -19,6 +19,7 @@ from fairlead.config.base import TlsSection
 from fairlead.config.guard import GuardSection, Level
 from fairlead.errors import FairleadError
 from fairlead.local.json_lines import JsonLines, Row
+from fairlead.local.live_queue import LiveQueue, live_queue
 from fairlead.local.probes import READY_PATH, GrpcHealth, HttpHealth, RedisPing, get
 from fairlead.local.run_files import (
     ProcessRecord,
@@ -121,7 +122,9 @@ class RunStatus:
     figures_step: int | None = None
     """Update or step of the figures."""
     figures_seconds_ago: float | None = None
-    """Age of the figures, those of the queue included."""
+    """Age of the figures."""
+    queue: LiveQueue | None = None
+    """The queue now; None while the trainer or Redis does not answer."""
     share_waiting: float | None = None
     """Share of the time of the last updates in which the trainer waited for rollouts."""
 
@@ -151,6 +154,7 @@ class StatusReader:
         self._ask_seconds = ask_seconds
         self._figures = {stage: JsonLines(folder.metrics(stage), keep=_figures_kept) for stage in STAGES}
         self._answers: dict[tuple[str, int | None], tuple[float, bool | None, str]] = {}
+        self._queue: tuple[float, LiveQueue | None] | None = None
         self._config: RunConfig | None = None
         self._config_time: float | None = None
         self._tails: dict[Path, _LogTail] = {}
@@ -166,9 +170,11 @@ class StatusReader:
         state, reason = _state(now, supervised, results, age)
         live = supervised is not None and supervised.alive
         services: list[ServiceStatus] = []
+        queue = None
         if supervised is not None:
-            services = await asyncio.gather(
-                *(self._service(each, live=live, config=config) for each in supervised.processes)
+            queue, *services = await asyncio.gather(
+                self._read_queue(supervised, config),
+                *(self._service(each, live=live, config=config) for each in supervised.processes),
             )
         stage = supervised.stage if live and supervised else (now.stage if now else "")
         rows = self._figures[stage].read() if stage in self._figures else []
@@ -195,7 +201,20 @@ class StatusReader:
             figures_step=int(rows[-1]["step"]) if rows else None,
             figures_seconds_ago=max(0.0, time.time() - rows[-1]["time"]) if rows else None,
             share_waiting=_share_waiting(rows[-10:]),
+            queue=queue,
         )
+
+    async def _read_queue(self, supervised: SupervisorRecord, config: RunConfig | None) -> LiveQueue | None:
+        """Return the queue of a live run of PPO, asked again after `ask_seconds`."""
+        trainer = next((each for each in supervised.processes if each.name == "trainer"), None)
+        if not supervised.alive or supervised.stage != "ppo" or trainer is None:
+            return None
+        if trainer.pid is None or not trainer.metrics:
+            return None
+        if self._queue is None or time.monotonic() - self._queue[0] >= self._ask_seconds:
+            tls = config.metrics_tls if config is not None else None
+            self._queue = time.monotonic(), await live_queue(trainer.metrics, tls)
+        return self._queue[1]
 
     async def _service(
         self, process: ProcessRecord, *, live: bool, config: RunConfig | None

@@ -9,6 +9,10 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from fairlead.metrics.buckets import LONG_SECONDS
 from fairlead.metrics.series import ReadMetric, make_series
 from fairlead.rpc.call_counts import COMMON_CODES
+from fairlead.rpc.call_types import call_type
+
+LABELS = ("grpc_type", "grpc_service", "grpc_method")
+"""Labels of a method, with the names that other gRPC servers use."""
 
 
 class ServerMetrics:
@@ -18,31 +22,31 @@ class ServerMetrics:
         self.started = Counter(
             "grpc_server_started_total",
             "RPCs started. The requests of a GenerateBatch count as calls of Generate, too.",
-            ["grpc_service", "grpc_method"],
+            LABELS,
             registry=registry,
         )
         self.handled = Counter(
             "grpc_server_handled_total",
             "RPCs completed, by status.",
-            ["grpc_service", "grpc_method", "grpc_code"],
+            [*LABELS, "grpc_code"],
             registry=registry,
         )
         self.received = Counter(
             "grpc_server_msg_received_total",
             "Messages received on streams.",
-            ["grpc_service", "grpc_method"],
+            LABELS,
             registry=registry,
         )
         self.sent = Counter(
             "grpc_server_msg_sent_total",
             "Messages sent on streams.",
-            ["grpc_service", "grpc_method"],
+            LABELS,
             registry=registry,
         )
         self.seconds = Histogram(
             "grpc_server_handling_seconds",
             "Time from start to completion of an RPC.",
-            ["grpc_service", "grpc_method"],
+            LABELS,
             buckets=LONG_SECONDS,
             registry=registry,
         )
@@ -54,10 +58,15 @@ class ServerMetrics:
             service: full name, such as `fairlead.v1.PolicyService`.
             methods: names of its methods.
         """
-        known = {"grpc_service": (service,), "grpc_method": methods}
-        for metric in (self.started, self.received, self.sent, self.seconds):
-            make_series(metric, **known)
-        make_series(self.handled, **known, grpc_code=COMMON_CODES)
+        for method in methods:
+            known = dict(zip(LABELS, ((label,) for label in self.labels(service, method)), strict=True))
+            for metric in (self.started, self.received, self.sent, self.seconds):
+                make_series(metric, **known)
+            make_series(self.handled, **known, grpc_code=COMMON_CODES)
+
+    def labels(self, service: str, method: str) -> tuple[str, str, str]:
+        """Return the labels of a method, in the order of LABELS."""
+        return call_type(service, method), service, method
 
 
 REFUSALS = (

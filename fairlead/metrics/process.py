@@ -124,7 +124,7 @@ class ClientMetrics:
         self.handled = ReadMetric(
             "grpc_client_handled_total",
             "Attempts completed, by status. A request of a GenerateBatch counts as a call of Generate.",
-            ["grpc_service", "grpc_method", "grpc_code"],
+            ["grpc_type", "grpc_service", "grpc_method", "grpc_code"],
             CALLS.handled,
             registry=registry,
         )

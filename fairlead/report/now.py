@@ -29,6 +29,7 @@ from fairlead.report.sections import curve_picture
 _NUM_SAMPLES = 3
 _RECENT_UPDATES = 20
 _OLD_SECONDS = 5.0
+_MIB = 1 << 20
 _NO_PROCESS = ("new", "unknown", "finished")
 
 
@@ -177,12 +178,25 @@ def _queue(status: RunStatus) -> Table | None:
         "staleness_mean": "staleness, mean",
         "staleness_max": "staleness, most",
     }
-    if now is None or not any(name in now.figures for name in names):
+    figures = dict(now.figures) if now is not None else {}
+    queue = status.queue
+    if queue is not None:
+        figures |= {
+            "queue_waiting": queue.waiting,
+            "queue_in_flight": queue.in_flight,
+            "queue_outcomes": queue.outcomes,
+        }
+    if not any(name in figures for name in names):
         return None
-    columns = tuple(words for name, words in names.items() if name in now.figures)
-    row = tuple(number(now.figures[name]) for name in names if name in now.figures)
+    columns = tuple(words for name, words in names.items() if name in figures)
+    row = tuple(number(figures[name]) for name in names if name in figures)
     age = f"queue as of update {status.figures_step}"
-    if status.state == "running" and status.figures_seconds_ago is not None:
+    if queue is not None:
+        age = "queue now"
+        columns += ("memory of Redis",)
+        limit = f" of {queue.limit_bytes / _MIB:,.0f}" if queue.limit_bytes else ""
+        row += (f"{queue.memory_bytes / _MIB:,.1f}{limit} MiB",)
+    elif status.state == "running" and status.figures_seconds_ago is not None:
         seconds = status.figures_seconds_ago
         age = "queue now" if seconds < _OLD_SECONDS else f"queue as of {seconds:.0f} s ago"
     return Table(columns=("figures", *columns), rows=((age, *row),))

@@ -9,6 +9,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 
+from fairlead.rpc.call_types import call_type
+
 COMMON_CODES = (
     "OK",
     "CANCELLED",
@@ -65,7 +67,7 @@ class CallCounts:
         self._add(self._exhausted, (service,))
 
     def handled(self) -> _Counts:
-        """Return the attempts by service, method and status."""
+        """Return the attempts by type, service, method and status."""
         return self._copy(self._handled)
 
     def retries(self) -> _Counts:
@@ -93,7 +95,7 @@ CALLS = CallCounts()
 """The counts of this process."""
 
 
-def _names(path: str) -> tuple[str, str]:
-    """Return service and method of `/service/method`."""
+def _names(path: str) -> tuple[str, str, str]:
+    """Return type, service and method of `/service/method`."""
     service, _, method = path.removeprefix("/").partition("/")
-    return service, method
+    return call_type(service, method), service, method

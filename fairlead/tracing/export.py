@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 MAX_WAITING = 4_096
 """Spans that wait to be sent; further ones are dropped."""
 _BATCH = 512
-EVERY_SECONDS = 5.0
-"""Time between two requests to the backend, unless a batch is full: one costs as much CPU as ten spans."""
+_EVERY_SECONDS = 15.0
+"""Time between two requests to the backend, unless a batch is full: one costs as much CPU as fifty spans."""
 _TIMEOUT_SECONDS = 5.0
 """Of one request to the backend, its retries included."""
 _CLOSE_SECONDS = 2.0
@@ -88,6 +88,10 @@ class Export:
     def start(self, name: str, start: Start) -> Span:
         """Begin a span; see `spans.Recorder`."""
         return _Recorded(name, start, self._sender.add)
+
+    def flush(self) -> None:
+        """Send what waits now."""
+        self._sender.flush()
 
     def close(self) -> None:
         """Send what is left, for at most two seconds."""
@@ -166,6 +170,11 @@ class _Sender:
         if is_full:
             self._on_spans("dropped", 1)
 
+    def flush(self) -> None:
+        """Wake the thread."""
+        with self._changed:
+            self._changed.notify()
+
     def close(self) -> None:
         """Send what waits, for a limited time, and end the thread."""
         with self._changed:
@@ -183,7 +192,7 @@ class _Sender:
         while True:
             with self._changed:
                 if not self._closing and len(self._waiting) < _BATCH:
-                    self._changed.wait(EVERY_SECONDS)
+                    self._changed.wait(_EVERY_SECONDS)
                 batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
                 closing = self._closing
             if batch:

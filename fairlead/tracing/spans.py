@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Literal, Protocol
 
 from fairlead.tracing import context as ids
-from fairlead.tracing.context import SpanContext
+from fairlead.tracing.context import NOT_SAMPLED, SpanContext
 
 Value = str | int | float | bool
 """Type of an attribute."""
@@ -51,6 +52,8 @@ class Span:
 
 NO_SPAN = Span()
 """Every span while tracing is off."""
+_NOT_SAMPLED = Span(NOT_SAMPLED)
+"""The span of every task that is not sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,9 +126,8 @@ def exemplar_of(span: Span | None) -> dict[str, str] | None:
 
 
 def log_fields() -> dict[str, object]:
-    """Return the fields of a log line that name the trace."""
-    span = current()
-    return {} if span is None or span.context is None else {"trace_id": f"{span.context.trace_id:032x}"}
+    """Return the fields of a log line that name the trace, if it is recorded."""
+    return dict(exemplar() or {})
 
 
 def task_context(task: int, sending: tuple[int, int]) -> SpanContext | None:
@@ -140,27 +142,71 @@ def update_context(incarnation: int, update: int) -> SpanContext | None:
     return None if _recorder is None else ids.of_update(_recorder.run, incarnation, update)
 
 
-@contextmanager
-def part_of(context: SpanContext | None) -> Iterator[None]:
+class _Within:
+    """Makes a span the present one. A class, since a generator costs several times as much for each task."""
+
+    __slots__ = ("_span", "_token")
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self._token: Token[Span | None] | None = None
+
+    def __enter__(self) -> Span:
+        self._token = _CURRENT.set(self._span)
+        return self._span
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._token is not None
+        _CURRENT.reset(self._token)
+
+
+class _Recording(_Within):
+    """Makes a span the present one and ends it. An exception marks it as failed."""
+
+    __slots__ = ()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if kind is not None:
+            self._span.fail(kind.__name__)
+        self._span.end()
+
+
+class _Nothing:
+    """Runs code as a part of the present span, and records nothing."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Span:
+        return NO_SPAN
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Do nothing."""
+
+
+_NOTHING = _Nothing()
+
+
+def part_of(context: SpanContext | None) -> AbstractContextManager[Span]:
     """Run code as a part of a span of another process."""
     if _recorder is None or context is None:
-        yield
-        return
-    token = _CURRENT.set(Span(context))
-    try:
-        yield
-    finally:
-        _CURRENT.reset(token)
+        return _NOTHING
+    return _Within(_NOT_SAMPLED if context is NOT_SAMPLED else Span(context))
 
 
-@contextmanager
 def span(
     name: str,
     *,
     kind: Kind = "internal",
     links: Sequence[SpanContext] = (),
     attributes: Mapping[str, Value] | None = None,
-) -> Iterator[Span]:
+) -> AbstractContextManager[Span]:
     """Record code as a span within the present one; nothing without one. An exception marks it as failed.
 
     Args:
@@ -169,19 +215,21 @@ def span(
         links: spans of other traces.
         attributes: what it is about.
     """
+    if _recorder is None:
+        return _NOTHING
     parent = _CURRENT.get()
-    if _recorder is None or parent is None or parent.context is None or not parent.context.is_sampled:
-        yield NO_SPAN
-        return
-    begun = _recorder.start(
-        name, Start(parent=parent.context, kind=kind, links=links, attributes=attributes or {})
+    if parent is None or parent.context is None or not parent.context.is_sampled:
+        return _NOTHING
+    return _Recording(
+        _recorder.start(
+            name, Start(parent=parent.context, kind=kind, links=links, attributes=attributes or {})
+        )
     )
-    with _within(begun):
-        yield begun
 
 
-@contextmanager
-def joined(name: str, spans: Sequence[Span | None], *, attributes: Mapping[str, Value]) -> Iterator[None]:
+def joined(
+    name: str, spans: Sequence[Span | None], *, attributes: Mapping[str, Value]
+) -> AbstractContextManager[Span]:
     """Record a call that answers several callers at once, and run it as a part of that span.
 
     It is part of the first trace that is recorded, with links to the spans of the others, which get a link to
@@ -193,29 +241,18 @@ def joined(name: str, spans: Sequence[Span | None], *, attributes: Mapping[str, 
         attributes: what it is about.
     """
     if _recorder is None:
-        yield
-        return
-    recorded = [(each, each.context) for each in spans if each is not None and each.context is not None]
-    sampled = [(each, context) for each, context in recorded if context.is_sampled]
+        return _NOTHING
+    known = [(each, each.context) for each in spans if each is not None and each.context is not None]
+    sampled = [(each, context) for each, context in known if context.is_sampled]
     if not sampled:
-        with part_of(recorded[0][1] if recorded else None):
-            yield
-        return
+        return part_of(known[0][1] if known else None)
     (_, parent), *others = sampled
-    begun = _recorder.start(
-        name,
-        Start(
-            parent=parent,
-            kind="client",
-            links=[context for _, context in others],
-            attributes=attributes,
-        ),
-    )
+    links = [context for _, context in others]
+    begun = _recorder.start(name, Start(parent=parent, kind="client", links=links, attributes=attributes))
     for other, _ in others:
         if begun.context is not None:
             other.link(begun.context)
-    with _within(begun):
-        yield
+    return _Recording(begun)
 
 
 def serve(
@@ -246,7 +283,7 @@ def serve(
             name, Start(parent=parent, kind="server", start_ns=start_ns, attributes=attributes)
         )
     else:
-        begun = Span(parent)
+        begun = _NOT_SAMPLED if parent is NOT_SAMPLED else Span(parent)
     _CURRENT.set(begun)
     return begun
 
@@ -264,16 +301,3 @@ def record(name: str, start: Start, *, end_ns: int | None = None) -> SpanContext
     begun = _recorder.start(name, start)
     begun.end(end_ns=end_ns or time.time_ns())
     return begun.context
-
-
-@contextmanager
-def _within(begun: Span) -> Iterator[None]:
-    token = _CURRENT.set(begun)
-    try:
-        yield
-    except BaseException as error:
-        begun.fail(type(error).__name__)
-        raise
-    finally:
-        _CURRENT.reset(token)
-        begun.end()

@@ -50,7 +50,7 @@ class _Record:
         self._caller = caller
         self._access_log = access_log
         _, service, name = method.split("/", 2)
-        self.labels = (service, name)
+        self.labels = server_metrics.labels(service, name)
         self._start = time.monotonic()
         self._start_ns = time.time_ns()
         self._span = tracing.NO_SPAN
@@ -59,7 +59,7 @@ class _Record:
 
     def trace(self, traceparent: str | None, *, within: bool = False) -> None:
         """Begin its span; see `tracing.serve`."""
-        service, name = self.labels
+        _, service, name = self.labels
         attributes = {
             "rpc.system": "grpc",
             "rpc.service": service,

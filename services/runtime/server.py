@@ -15,7 +15,6 @@ from concurrent import futures
 from types import TracebackType
 from typing import Self, TypeVar
 
-from google.protobuf import descriptor_pool
 from grpc import aio
 from grpc_health.v1 import health_pb2
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -25,6 +24,7 @@ from fairlead.config.base import ServerSection, ServiceSection, TlsSection
 from fairlead.config.infrastructure import KeysSection, ObserveSection
 from fairlead.errors import ConfigError
 from fairlead.metrics import page as metrics_page
+from fairlead.rpc import call_types
 from fairlead.rpc.credentials import is_loopback
 from fairlead.rpc.tls import Certificates
 from services.runtime.access.control import AccessControl
@@ -199,7 +199,7 @@ class ModelServer:
         self._server = aio.server(interceptors=[self._edge], options=self._options())
         add(self._server)
         for service in services:
-            self._server_metrics.add_service(service, _methods(service))
+            self._server_metrics.add_service(service, call_types.methods(service))
         self._health.add_to(self._server)
         names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
         add_reflection(self._server, names)
@@ -297,15 +297,6 @@ def _certificates(tls: TlsSection | None, registry: CollectorRegistry) -> Certif
     if tls is None or not tls.on:
         return None
     return Certificates(tls, serves=True, on_failure=metrics.TlsMetrics(registry).failures.inc)
-
-
-def _methods(service: str) -> list[str]:
-    """Return the names of the methods of a service; none if its messages are not loaded."""
-    try:
-        found = descriptor_pool.Default().FindServiceByName(service)
-    except KeyError:
-        return []
-    return [method.name for method in found.methods]
 
 
 def _unavailable(field: str, address: str, reason: str) -> ConfigError:

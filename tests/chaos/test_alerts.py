@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -27,6 +29,7 @@ from tests.chaos.chaos import configured
 from tests.chaos.faults import Fault
 from tests.chaos.injector import Injector
 from tests.chaos.proxy import Proxy
+from tests.chaos.test_damage import flip, newest
 from tests.chaos.wiring import step, wired
 from tests.contract.test_documents import script
 from tests.integration.test_prometheus import key, post
@@ -34,11 +37,6 @@ from tests.prometheus_server import SPEED, Prometheus, prometheus
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-
-NOT_READY = 'up{run="tiny"} == 0 or fairlead_process_ready{run="tiny"} == 0'
-
-
-FIRING = f'ALERTS{{alertstate="firing", run="tiny", alertname!~"{"|".join(sorted(SPEED))}"}}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +64,7 @@ class World:
         count = len(self.supervisor.processes) - 1  # Valkey has no metrics
         everything = 'sum(fairlead_process_ready{run="tiny"})'
         await self.until(
-            lambda: (
-                self.server.query(everything)[:1] == [({}, float(count))]
-                and not self.server.query(NOT_READY)
-                and not self.server.query(FIRING)
-            )
+            lambda: self.server.query(everything)[:1] == [({}, float(count))] and self.server.is_well("tiny")
         )
         return time.time()
 
@@ -141,6 +135,29 @@ async def break_one_after_the_other(world: World) -> None:
     await link.heal()
     await world.all_ready()
     assert "FairleadReplicaLagsBehind" not in world.fired(begun), "a replica that loads does not lag"
+    await damage_shard(world)
+
+
+async def damage_shard(world: World) -> None:
+    """Flip a bit of the newest weights in the store, and let both replicas read them again."""
+    begun = time.time()
+    trainer = next(each.pid for each in world.supervisor.processes if each.name == "trainer")
+    assert trainer is not None
+    await world.inject("hang", "trainer")  # it would replace the damaged version
+    shard = newest(world.config.folder.weights) / "model-00001.safetensors"
+    whole = shard.read_bytes()
+    flip(shard)
+    # Verified copies of the replicas, which they read themselves and relay to each other.
+    shutil.rmtree(world.config.folder.weight_caches)
+    for replica in ("policy-0", "policy-1"):
+        await world.inject("kill", replica)
+    await world.until(lambda: world.fired(begun).get("FairleadWeightsDamaged"))
+    assert world.fired(begun)["FairleadWeightsDamaged"] <= {"policy-0", "policy-1"}
+    versions = 'fairlead_policy_weight_update{run="tiny"}'
+    assert world.server.query(versions) == [], "the damaged version is not used"
+    shard.write_bytes(whole)
+    os.kill(trainer, signal.SIGCONT)
+    await world.all_ready()
 
 
 async def spend_quota_and_damage_keys(world: World) -> None:

@@ -135,7 +135,7 @@ def test_reward_scores_text_and_tokens_alike_and_exports_metrics(running):
         with pytest.raises(InvalidInput, match="items.text.prompt.*got '5000000 bytes'"):
             client.score([("x" * 5_000_000, "w1")])
     page = process.get("/metrics")[1]
-    labels = '{grpc_code="OK",grpc_method="Score",grpc_service="fairlead.v1.RewardService"}'
+    labels = '{grpc_code="OK",grpc_method="Score",grpc_service="fairlead.v1.RewardService",grpc_type="unary"}'
     for line in (
         f"grpc_server_handled_total{labels}",
         "grpc_server_handling_seconds_count",

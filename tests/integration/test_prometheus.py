@@ -146,14 +146,15 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         flags = [part for setting in SETTINGS for part in ("--set", setting)]
         with started(file, *flags) as run:
             run.until(lambda: run.step() >= 1, seconds=300)
-            run.until(lambda: not server.query('up == 0 or fairlead_process_ready{run="tiny"} == 0'))
+            # A start that takes longer than the faster rules allow is no fault.
+            run.until(lambda: server.is_well("tiny"))
             ready = time.time()
             run.until(lambda: run.step() >= 3, seconds=300)
             gateway = load_gateway_address(run.folder)
             statuses = Counter(post(gateway, app) for _ in range(20))
             assert set(statuses) == {200, 429}
             run.until(lambda: run.step() >= UPDATES - 1, seconds=300)
-            run.until(lambda: not server.query("up == 0"))
+            run.until(lambda: not server.query('up == 0 or fairlead_process_ready{run="tiny"} == 0'))
             at = time.time()
             code, output = run.finish(seconds=300)
             assert code == 0, output + run.log_tails()
@@ -267,9 +268,12 @@ def test_queries_of_the_dashboards_return_data(observed: Observed):
 
 def test_only_what_was_wrong_fired(observed: Observed):
     """The script of the test has used up a quota, and the guard has stopped a run."""
-    fired = observed.server.fired(since=observed.ready, run="tiny")
+    fired = observed.server.fired(since=observed.ready, until=observed.at, run="tiny")
     assert fired["FairleadKeyOutOfQuota"] == {"app"}
     assert fired.keys() - SPEED == {"FairleadKeyOutOfQuota"}
+    # Processes that end are not ready; on a busy machine for longer than the faster rules allow.
+    ended = observed.server.fired(since=observed.at, run="tiny").keys()
+    assert ended <= SPEED | {"FairleadKeyOutOfQuota", "FairleadNotReady"}
     guarded = observed.server.fired(since=observed.ready, run="guarded")
     assert guarded["FairleadRewardHackingStop"] == {"kl"}
     assert guarded.keys() - SPEED == {"FairleadRewardHackingStop"}

@@ -5,22 +5,30 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import math
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from fairlead.cli import status as cli
 from fairlead.config import RunFolder
+from fairlead.config.infrastructure import ObserveSection
 from fairlead.local import status
+from fairlead.local.live_queue import LiveQueue
 from fairlead.local.process import ChildProcess, ProcessSpec
 from fairlead.local.restart_policy import RunOutcome
 from fairlead.local.run_files import read_record, write_record
 from fairlead.local.status import RunStatus
+from fairlead.metrics import TrainerMetrics, page
 
 FIGURES = {
     "reward": 1.4,
@@ -94,6 +102,38 @@ def test_status_of_a_running_run(folder: RunFolder):
     assert "staleness 0.5 updates, at most 1" in text
     assert "queue     3 waiting, 12 in flight, 0 outcomes" in text
     assert [service.name for service in found.services] == ["valkey", "trainer", "policy-0"]
+
+
+@contextmanager
+def answering_trainer(folder: RunFolder) -> Iterator[TrainerMetrics]:
+    """Serve the metrics of a trainer, and record its address."""
+    registry = CollectorRegistry()
+    metrics = TrainerMetrics(registry)
+    port, stop = page.serve(ObserveSection(), ready=lambda: True, registry=registry)
+    entry = json.loads(folder.supervisor.read_text())
+    for process in entry["processes"]:
+        if process["name"] == "trainer":
+            process |= {"pid": os.getpid(), "metrics": f"127.0.0.1:{port}"}
+    folder.supervisor.write_text(json.dumps(entry))
+    try:
+        yield metrics
+    finally:
+        stop()
+
+
+def test_queue_is_that_of_now_and_not_of_the_last_update(folder: RunFolder):
+    supervised(folder, by=psutil.Process(os.getpid()))
+    sizes = {"waiting": 1_000.0, "in_flight": 7.0, "outcomes": 2.0}
+    with answering_trainer(folder) as metrics:
+        assert status_of(folder).queue is None, "not sampled yet"
+        metrics.set_queue(sizes, memory_bytes=5e6, limit_bytes=0.0)
+        found = status_of(folder)
+        assert found.queue == LiveQueue(1_000, 7, 2, memory_bytes=5_000_000, limit_bytes=0)
+        assert "queue     1,000 waiting, 7 in flight, 2 outcomes" in drawn(found, 120)
+        metrics.set_queue(dict.fromkeys(sizes, math.nan), memory_bytes=math.nan, limit_bytes=math.nan)
+        found = replace(status_of(folder), figures_seconds_ago=31.0)
+        assert found.queue is None, "Redis does not answer"
+        assert "queue     3 waiting, 12 in flight, 0 outcomes, as of 31 s ago" in drawn(found, 120)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from fairlead import metrics
 from fairlead.config import RunConfig
 from fairlead.metrics.edge import MAX_KEYS, OTHER_KEY
 from fairlead.metrics.series import PhaseClock
+from fairlead.rpc.call_types import call_type
+from fairlead.v1 import policy_service_pb2, reward_service_pb2
 from tests.metric_values import total
 
 LATER = {
@@ -69,10 +71,28 @@ def test_no_series_reports_when_another_was_created():
 
 def test_methods_of_a_server_begin_at_zero():
     registry = CollectorRegistry()
-    metrics.ServerMetrics(registry).add_service("fairlead.v1.RewardService", ["Score"])
-    labels = {"grpc_service": "fairlead.v1.RewardService", "grpc_method": "Score"}
+    service = reward_service_pb2.DESCRIPTOR.services_by_name["RewardService"].full_name
+    metrics.ServerMetrics(registry).add_service(service, ["Score", "ScoreStream"])
+    labels = {"grpc_type": "unary", "grpc_service": service, "grpc_method": "Score"}
     assert registry.get_sample_value("grpc_server_handled_total", {**labels, "grpc_code": "UNAVAILABLE"}) == 0
     assert registry.get_sample_value("grpc_server_started_total", labels) == 0
+    streamed = labels | {"grpc_type": "bidi_stream", "grpc_method": "ScoreStream"}
+    assert registry.get_sample_value("grpc_server_msg_received_total", streamed) == 0
+
+
+@pytest.mark.parametrize(
+    ("service", "method", "expected"),
+    [
+        ("fairlead.v1.PolicyService", "Generate", "unary"),
+        ("fairlead.v1.PolicyService", "GenerateBatch", "server_stream"),
+        ("fairlead.v1.RewardService", "ScoreStream", "bidi_stream"),
+        ("fairlead.v1.RewardService", "Unknown", "unary"),
+        ("some.Service", "Call", "unary"),
+    ],
+)
+def test_type_of_a_call_is_that_of_its_service(service: str, method: str, expected: str):
+    assert policy_service_pb2.DESCRIPTOR.services_by_name  # loaded
+    assert call_type(service, method) == expected
 
 
 def test_keys_beyond_the_limit_share_a_label():

@@ -350,7 +350,7 @@ async def test_stream_is_retried_only_before_its_first_message():
 async def test_attempts_and_retries_are_counted_for_metrics():
     registry = CollectorRegistry()
     ClientMetrics(registry)
-    labels = {"grpc_service": "fairlead.v1.RewardService", "grpc_method": "Score"}
+    labels = {"grpc_type": "unary", "grpc_service": "fairlead.v1.RewardService", "grpc_method": "Score"}
 
     def counts() -> tuple[float, float, float]:
         return (

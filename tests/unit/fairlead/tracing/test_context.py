@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from fairlead.tracing.context import SpanContext, is_sampled, of_task, of_update
+from fairlead.tracing.context import NOT_SAMPLED, SpanContext, is_sampled, of_task, of_update
 
 
 def digest(*parts: object) -> bytes:
@@ -28,6 +28,10 @@ def test_one_task_of_as_many_as_asked_is_sampled_with_all_its_sendings():
     assert 850 < len(sampled) < 1_150  # 1,000 expected, standard deviation 31
     assert sampled == {task for task in range(16_000) if of_task("demo", task, (9, 4), one_in=16).is_sampled}
     assert is_sampled(of_task("demo", min(sampled), (1, 1), one_in=16).trace_id, 16)
+    unsampled = of_task("demo", next(task for task in range(99) if task not in sampled), (1, 1), one_in=16)
+    assert unsampled is NOT_SAMPLED
+    assert SpanContext.parse(unsampled.traceparent) is NOT_SAMPLED
+    assert SpanContext.parse(unsampled.traceparent[:-1] + "1") == SpanContext(1, 1, is_sampled=True)
     assert of_update("demo", 1, 2).is_sampled
 
 

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc import aio
 
+from fairlead.rpc.call_types import call_type
 from fairlead.v1 import policy_service_pb2 as pb
 from fairlead.v1 import tokens_pb2
 from services.policy.servicer import MAX_BATCH_REQUESTS
@@ -48,7 +49,13 @@ async def answers(
 
 
 def handled(service: Service, method: str, code: str) -> float:
-    labels = {"grpc_service": "fairlead.v1.PolicyService", "grpc_method": method, "grpc_code": code}
+    service_name = "fairlead.v1.PolicyService"
+    labels = {
+        "grpc_type": call_type(service_name, method),
+        "grpc_service": service_name,
+        "grpc_method": method,
+        "grpc_code": code,
+    }
     return service.registry.get_sample_value("grpc_server_handled_total", labels) or 0.0
 
 

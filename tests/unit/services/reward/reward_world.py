@@ -15,6 +15,7 @@ from fairlead import metrics
 from fairlead.config.base import TlsSection
 from fairlead.config.infrastructure import KeysSection, ObserveSection
 from fairlead.config.serving import RewardSection
+from fairlead.rpc.call_types import call_type
 from services.reward.dialects import Dialects
 from services.reward.scorer import RewardScorer
 from services.reward.servicer import SERVICE_NAME
@@ -48,9 +49,9 @@ class World:
 
     def count(self, name: str, method: str, **labels: str) -> float:
         """Value of a counter of the server."""
-        found = self.registry.get_sample_value(
-            name, {"grpc_service": SERVICE_NAME, "grpc_method": method, **labels}
-        )
+        kind = call_type(SERVICE_NAME, method)
+        known = {"grpc_type": kind, "grpc_service": SERVICE_NAME, "grpc_method": method}
+        found = self.registry.get_sample_value(name, known | labels)
         return found or 0.0
 
 

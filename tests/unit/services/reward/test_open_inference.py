@@ -205,7 +205,11 @@ async def test_asynchronous_client_and_its_stream(model):
         assert (
             world.registry.get_sample_value(
                 "grpc_server_msg_received_total",
-                {"grpc_service": "inference.GRPCInferenceService", "grpc_method": "ModelStreamInfer"},
+                {
+                    "grpc_type": "bidi_stream",
+                    "grpc_service": "inference.GRPCInferenceService",
+                    "grpc_method": "ModelStreamInfer",
+                },
             )
             == 50
         )

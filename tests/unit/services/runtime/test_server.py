@@ -242,7 +242,7 @@ async def test_rpcs_are_counted_by_status(server, servicer, channel, registry):
     call = stub.Score(pb.ScoreRequest(), timeout=60)
     await servicer.entered.wait()
     call.cancel()
-    labels = {"grpc_service": NAME, "grpc_method": "Score"}
+    labels = {"grpc_type": "unary", "grpc_service": NAME, "grpc_method": "Score"}
 
     def handled(code: str) -> float | None:
         return registry.get_sample_value("grpc_server_handled_total", labels | {"grpc_code": code})

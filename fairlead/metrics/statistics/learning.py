@@ -1,0 +1,137 @@
+"""Statistics of the gradient steps of an update: losses, clipping, gradients, mismatch."""
+
+from __future__ import annotations
+
+from fairlead.metrics.statistics.entry import Statistic
+
+LEARNING: tuple[Statistic, ...] = (
+    Statistic(
+        "entropy",
+        "Entropy",
+        "nats per token",
+        "How varied the policy's next token is, on the first mini-batch before the first step.",
+        "Falls slowly. Near 0 the policy always gives the same answer.",
+        signal="entropy_ratio",
+        minimum=0.0,
+    ),
+    Statistic(
+        "policy_loss",
+        "Loss of the policy",
+        "",
+        "Loss of the policy, mean over the optimizer steps of the update.",
+        "Near 0 and noisy: its size says little; it is to be finite.",
+    ),
+    Statistic(
+        "kl_loss",
+        "KL in the loss",
+        "nats",
+        'With `ppo.kl_in = "loss"`: the divergence that is added to the loss, before β.',
+        "Rises slowly, like `kl`.",
+    ),
+    Statistic(
+        "value_loss",
+        "Loss of the critic",
+        "score²",
+        "Mean squared error of the critic's predictions, clipped.",
+        "Falls in the first updates and stays low.",
+        minimum=0.0,
+    ),
+    Statistic(
+        "ptx_loss",
+        "Loss on demonstrations",
+        "nats per token",
+        "With PPO-ptx: cross-entropy on demonstrations.",
+        "Stays near the held-out loss of SFT. If it rises, the policy forgets.",
+        minimum=0.0,
+    ),
+    Statistic(
+        "explained_variance",
+        "Explained variance",
+        "share",
+        "Share of the variance of the returns that the critic predicts: 1 − var(return − value) ÷ "
+        "var(return).",
+        "Rises from 0 towards 1. Negative: the critic is worse than a constant.",
+    ),
+    Statistic(
+        "clip_fraction",
+        "Clipped tokens",
+        "share",
+        "Share of tokens whose probability ratio is outside of the clip range.",
+        "0.01 to 0.3. Higher: the learning rate or the number of steps an update is too large.",
+        minimum=0.0,
+    ),
+    Statistic(
+        "ratio_first",
+        "Ratio before the first step",
+        "",
+        "Mean probability ratio π_θ/π_prox on the first mini-batch, before the first step.",
+        "1. Anything else means that the trainer and the sampler compute different log-probs.",
+    ),
+    Statistic(
+        "policy_kl",
+        "Change within an update",
+        "nats per token",
+        "Divergence of the policy from the one before the update, by estimator k3.",
+        "Below about 0.02. Higher: steps are too large.",
+        minimum=0.0,
+    ),
+    Statistic(
+        "policy_gradient_norm",
+        "Gradient of the policy",
+        "",
+        "Norm of the policy's gradient before clipping, mean over steps.",
+        "Steady. A growing norm precedes a divergence.",
+        minimum=0.0,
+    ),
+    Statistic(
+        "critic_gradient_norm",
+        "Gradient of the critic",
+        "",
+        "Norm of the critic's gradient before clipping, mean over steps.",
+        "Falls after the first updates.",
+        minimum=0.0,
+    ),
+    Statistic(
+        "skipped_steps",
+        "Skipped steps",
+        "steps",
+        "Optimizer steps of the update that were left out because a loss or gradient was not finite.",
+        "0.",
+        minimum=0.0,
+    ),
+    Statistic("lr", "Learning rate", "", "Learning rate of the policy.", minimum=0.0),
+    Statistic(
+        "mismatch_mean",
+        "Sampler against trainer, mean",
+        "nats per token",
+        "Mean difference between the log-prob that the policy service recorded and the trainer's own, before "
+        "the first step, for tokens of the same weights.",
+        "Below 0.0001 in float32, about 0.05 in bfloat16.",
+        signal="mismatch",
+        minimum=0.0,
+    ),
+    Statistic(
+        "mismatch_max",
+        "Sampler against trainer, largest",
+        "nats per token",
+        "Largest difference between the log-prob that the policy service recorded and the trainer's own.",
+        "Near 0: both run the same model.",
+        minimum=0.0,
+    ),
+    Statistic(
+        "behaviour_weight",
+        "Weight of stale tokens",
+        "",
+        "Mean of π_prox/π_behav over the tokens of stale rollouts, as `ppo.behaviour_weight` limits it.",
+        "Near 1. Far below it, stale rollouts hardly count.",
+        minimum=0.0,
+    ),
+    Statistic(
+        "behaviour_weight_cut",
+        "Limited weights",
+        "share",
+        "Share of the tokens of stale rollouts whose weight is limited, or set to 0.",
+        "Near 0. A high share: lower `ppo.max_staleness`.",
+        minimum=0.0,
+    ),
+)
