@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,7 +44,7 @@ _ACCOUNTED = 8
 _SETTLE_SECONDS = 0.4
 """After a switch: until every process has seen it, and sent the spans that waited."""
 _POLL_SECONDS = 0.02
-_EXTRA = {
+_EXTRA: Mapping[str, object] = {
     "ppo.learning_rate": 1e-7,
     "ppo.critic_learning_rate": 1e-7,
     "checkpoint.every_updates": _BLOCK,
@@ -79,7 +79,7 @@ def run(settings: Settings) -> dict[str, Result]:
     pairs = 1 if settings.quick else _PAIRS
     block = 2 if settings.quick else _BLOCK
     accounted = 2 if settings.quick else _ACCOUNTED
-    extra: dict[str, object] = _EXTRA | {"ppo.updates": accounted + 2 * pairs * block + 1}
+    extra: dict[str, object] = {**_EXTRA, "ppo.updates": accounted + 2 * pairs * block + 1}
     if settings.quick:
         extra |= {"ppo.batch_size": 8, "ppo.mini_batch_size": 8}
     with tempfile.TemporaryDirectory() as name, _receiver() as (address, bodies):
@@ -103,8 +103,12 @@ def _until(pairs: Iterator[_Pair], minutes: float | None) -> Iterator[_Pair]:
     """Yield and print pairs, for a limited time."""
     begun = time.monotonic()
     for traced, plain in pairs:
-        ratios = traced.cpu_seconds / plain.cpu_seconds, traced.seconds / plain.seconds
-        print("pair: CPU {:.3f}, wall clock {:.3f}".format(*ratios), file=sys.stderr, flush=True)
+        print(
+            f"CPU-s/update {traced.cpu_seconds:.3f} / {plain.cpu_seconds:.3f}, "
+            f"s/update {traced.seconds:.2f} / {plain.seconds:.2f}",
+            file=sys.stderr,
+            flush=True,
+        )
         yield traced, plain
         if minutes is not None and time.monotonic() - begun > 60 * minutes:
             return
@@ -175,10 +179,11 @@ class _Run:
         self._turn(is_on=False)
         seconds = 0.0
         for file in self._switch.parent.glob(f"{self._switch.name}-*"):
-            spent, calls = file.read_text().split()
-            name = psutil.Process(int(file.name.rpartition("-")[2])).cmdline()[2]
-            print(f"{name}: {float(spent) * 1e3:.0f} ms in {calls} calls", file=sys.stderr)
-            seconds += float(spent)
+            process = psutil.Process(int(file.name.rpartition("-")[2])).cmdline()[2]
+            rows = [line.split() for line in file.read_text().splitlines()]
+            said = [f"{name} {1e3 * float(spent):.1f} ({calls})" for name, calls, spent in rows if int(calls)]
+            print(f"{process}, ms (calls): {', '.join(said)}", file=sys.stderr)
+            seconds += sum(float(spent) for _, _, spent in rows)
         return seconds
 
     def pairs(self, update: int, count: int, block: int) -> Iterator[_Pair]:
@@ -221,7 +226,7 @@ class _Run:
         return sum(self._spent.values())
 
     def _wait(self, updates: int) -> None:
-        """Wait until so many updates have ended.
+        """Wait until that number of updates have ended.
 
         Raises:
             ProcessFailed: if the run ends before.

@@ -90,7 +90,9 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def prometheus(folder: Path, scrape: str, *, runs: Sequence[str], interval: str) -> Iterator[Prometheus]:
+def prometheus(
+    folder: Path, scrape: str, *, runs: Sequence[str], interval: str, ca: str = ""
+) -> Iterator[Prometheus]:
     """Run Prometheus with the scrape configuration of the docs and faster rules; skip without it.
 
     Args:
@@ -98,6 +100,7 @@ def prometheus(folder: Path, scrape: str, *, runs: Sequence[str], interval: str)
         scrape: `scrape_configs` as YAML.
         runs: names of the runs, which replace `NAME` in the files of targets.
         interval: replaces the interval of every job.
+        ca: file of the authority that signs the certificates of targets with HTTPS.
     """
     program = shutil.which("prometheus")
     if program is None:
@@ -105,6 +108,8 @@ def prometheus(folder: Path, scrape: str, *, runs: Sequence[str], interval: str)
     config = yaml.safe_load(scrape)
     for job in config["scrape_configs"]:
         job["scrape_interval"] = job["scrape_timeout"] = interval
+        if ca:
+            job["tls_config"] = {"ca_file": ca}
         for found in job["file_sd_configs"]:
             found["refresh_interval"] = "1s"
             found["files"] = [file.replace("NAME", run) for file in found["files"] for run in runs]

@@ -27,8 +27,8 @@ class Account:
     """Adds up the CPU time of calls, until it is closed."""
 
     def __init__(self) -> None:
-        self._spent_ns = 0
-        self._calls = 0
+        self._spent_ns: dict[str, int] = {}
+        self._calls: dict[str, int] = {}
         self._clock_ns = 0.0
         self._replaced: list[tuple[Any, str, Any]] = []
 
@@ -37,11 +37,10 @@ class Account:
         from fairlead import tracing
         from fairlead.tracing import export, spans
 
-        nothing = self._measured(lambda: None)
+        nothing = self._measured("nothing", lambda: None)
         for _ in range(_CALIBRATION):
             nothing()
-        self._clock_ns = self._spent_ns / self._calls
-        self._spent_ns = self._calls = 0
+        self._clock_ns = self._spent_ns.pop("nothing") / self._calls.pop("nothing")
         for owner, names in (
             (tracing, _CALLS),
             (spans._Within, ("__enter__", "__exit__")),
@@ -52,16 +51,19 @@ class Account:
             for name in names:
                 original = getattr(owner, name)
                 self._replaced.append((owner, name, original))
-                setattr(owner, name, self._measured(original))
+                setattr(owner, name, self._measured(f"{owner.__name__.rpartition('.')[2]}.{name}", original))
 
     def end(self, file: str) -> None:
-        """Measure no more, and write calls and their seconds, without those of the looks at the clock."""
+        """Measure no more, and write name, calls and seconds, without those of the looks at the clock."""
         for owner, name, original in self._replaced:
             setattr(owner, name, original)
         with open(file, "w", encoding="utf-8") as out:
-            out.write(f"{(self._spent_ns - self._calls * self._clock_ns) / 1e9} {self._calls}\n")
+            for name, calls in self._calls.items():
+                out.write(f"{name} {calls} {(self._spent_ns[name] - calls * self._clock_ns) / 1e9}\n")
 
-    def _measured(self, original: Any) -> Any:  # noqa: ANN401 - any function
+    def _measured(self, name: str, original: Any) -> Any:  # noqa: ANN401 - any function
+        self._spent_ns[name] = self._calls[name] = 0
+
         @wraps(original)
         def measured(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
             begun = time.thread_time_ns()
@@ -69,8 +71,8 @@ class Account:
                 return original(*arguments, **options)
             finally:
                 # Threads may lose an addition to one another: one of many thousands.
-                self._spent_ns += time.thread_time_ns() - begun
-                self._calls += 1
+                self._spent_ns[name] += time.thread_time_ns() - begun
+                self._calls[name] += 1
 
         return measured
 

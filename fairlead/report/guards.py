@@ -149,9 +149,9 @@ def _row(record: RunRecord, section: GuardSection, signal: str) -> tuple[str, ..
             fired.setdefault(alert["level"], alert["update"])
     return (
         meaning_of(signal),
-        f"{values[0]:.2f}",
-        f"{values[-1]:.2f}",
-        f"{min(values):.2f} to {max(values):.2f}",
+        number(values[0]),
+        number(values[-1]),
+        f"{number(min(values))} to {number(max(values))}",
         _limits(section, signal),
         ", ".join(f"{level} at {update}" for level, update in fired.items()) or "no",
     )

@@ -12,11 +12,12 @@ from importlib import resources
 from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 Level = Literal["good", "busy", "warn", "bad"]
 """How a state is shown: all is well, starting or ending, worth a look, wrong."""
 
+_NAME = re.compile("`([^`]+)`")
 _NOT_HTML = re.compile("[\0\ud800-\udfff]")
 """Characters that HTML in UTF-8 cannot hold."""
 
@@ -184,13 +185,20 @@ def _clean(html: str) -> str:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    found = Environment(
         loader=PackageLoader("fairlead.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters["with_code"] = _with_code
+    return found
+
+
+def _with_code(text: str) -> Markup:
+    """Return text with its `names` as code."""
+    return Markup(_NAME.sub(r"<code>\1</code>", str(escape(text))))
 
 
 def _template() -> Template:

@@ -1,5 +1,5 @@
-"""A real Prometheus on real runs, found through targets.json: SFT, six updates of PPO with a gateway, and a
-run that its guard stops.
+"""A real Prometheus on real runs, found through targets.json: SFT, six updates of PPO with a gateway and
+traces, and a run over TLS that its guard stops.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from monitoring.grafana import queries
 from tests.contract.test_documents import script
 from tests.integration.ppo_run import make, started
 from tests.prometheus_server import SPEED, Prometheus, prometheus
+from tests.unit.fairlead.rpc.tls_world import Authority
 from tests.unit.trainer.stage_world import sft_run
 
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra otel")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 UPDATES = 6
@@ -49,23 +51,17 @@ SETTINGS = (
     "observe.linger_seconds=4",
     "keys.file=keys.json",
 )
-STOPPED = [
-    part
-    for setting in (
-        "name=guarded",
-        "ppo.updates=4",
-        "guard.action=stop",
-        "guard.kl_stop_above=-100",
-        "observe.linger_seconds=3",
-    )
-    for part in ("--set", setting)
-]
-"""Flags of a run that its guard stops after the first update."""
+STOPPED = (
+    "name=guarded",
+    "ppo.updates=4",
+    "guard.action=stop",
+    "guard.kl_stop_above=-100",
+    "observe.linger_seconds=3",
+)
+"""Settings of a run that its guard stops after the first update; it serves everything over TLS."""
 ABSENT = {
     "fairlead_process_gpu_memory_bytes": "no GPU",
     "fairlead_trainer_mfu_ratio": "no GPU",
-    "fairlead_traces_spans_total": "traces are off",
-    "fairlead_tls_reload_failures_total": "no TLS",
 }
 """Documented metrics that these runs do not have, and why."""
 
@@ -94,6 +90,11 @@ class Observed:
     """A Unix time at which all processes of PPO were alive."""
     ready: float
     """The first Unix time at which all processes of PPO were ready."""
+
+
+def flags(*settings: str) -> list[str]:
+    """Return the flags of settings."""
+    return [part for setting in settings for part in ("--set", setting)]
 
 
 def key(folder: Path, name: str, *arguments: str) -> str:
@@ -127,6 +128,8 @@ def post(address: str, api_key: str) -> int:
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    from fairlead.tracing.sink import receiving
+
     folder = tmp_path_factory.mktemp("prometheus")
     file = make(folder, updates=UPDATES)
     scopes = [part for scope in ("score", "generate", "weights", "admin") for part in ("--scope", scope)]
@@ -135,16 +138,19 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     sft = sft.model_copy(update={"observe": sft.observe.model_copy(update={"linger_seconds": 2.0})})
     save(sft, folder / "sft.toml")
     runs = ("tiny", "tiny-sft", "guarded")
-    observing = prometheus(folder, TABLE.SCRAPE, runs=runs, interval="250ms")
+    authority = Authority(folder)
+    certificate, private = authority.issue("run")
+    tls = (f"tls.certificate={certificate}", f"tls.key={private}", f"tls.ca={authority.ca}")
+    observing = prometheus(folder, TABLE.SCRAPE, runs=runs, interval="250ms", ca=str(authority.ca))
     with observing as server, contextlib.ExitStack() as stack:
+        traces = stack.enter_context(receiving(folder / "traces.jsonl", host="127.0.0.1", port=0))
         command = [sys.executable, "-m", "fairlead.cli", "sft", "sft.toml"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         environment = pytest.MonkeyPatch()
         stack.callback(environment.undo)
         environment.setenv("FAIRLEAD_API_KEY", own)
-        flags = [part for setting in SETTINGS for part in ("--set", setting)]
-        with started(file, *flags) as run:
+        with started(file, *flags(*SETTINGS, f"observe.otlp_endpoint={traces}")) as run:
             run.until(lambda: run.step() >= 1, seconds=300)
             # A start that takes longer than the faster rules allow is no fault.
             run.until(lambda: server.is_well("tiny"))
@@ -158,7 +164,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
             at = time.time()
             code, output = run.finish(seconds=300)
             assert code == 0, output + run.log_tails()
-        with started(file, *STOPPED) as run:
+        with started(file, *flags(*STOPPED, *tls, "observe.metrics_tls=true")) as run:
             code, output = run.finish(seconds=300)
             assert code == 5, output
         yield Observed(server, run.folder, sft.folder, at, ready)
