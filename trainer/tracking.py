@@ -96,7 +96,7 @@ class Tracker:
         waiting = watchdog.PROCESS.waiting("phase", name, limited=name != "done")
         self._wait = self._waits.enter_context(waiting)
         if self._metrics is not None:
-            self._metrics.set_phase(name)
+            self._metrics.set_phase(name, now)
         self._write_progress(force=True)
 
     def waiting_for(self, what: str) -> None:
@@ -147,9 +147,10 @@ class Tracker:
     def close(self, *, failed: bool = False) -> None:
         """End the current phase and flush; `failed` if the stage has not come to its end."""
         self._waits.close()
-        self._close_phase(time.time())
+        now = time.time()
+        self._close_phase(now)
         if self._metrics is not None:
-            self._metrics.set_phase("")
+            self._metrics.set_phase("", now)
         self._write_progress(force=True)
         for log in self._logs:
             log.close(failed=failed)

@@ -45,8 +45,8 @@ QUEUE_OPERATIONS = {
 class ProgressMetrics(Protocol):
     """What the tracker of a stage reports."""
 
-    def set_phase(self, phase: str) -> None:
-        """Enter a phase; an empty name ends the last one."""
+    def set_phase(self, phase: str, now: float) -> None:
+        """Enter a phase at a Unix time; an empty name ends the last one."""
         ...
 
     def set_progress(self, step: int, total: int) -> None:
@@ -144,9 +144,9 @@ class TrainerMetrics:
         self._add_tasks(registry)
         self._add_queue(registry)
 
-    def set_phase(self, phase: str) -> None:
+    def set_phase(self, phase: str, now: float) -> None:
         """Set one phase to 1 and every other to 0; an empty name only ends the time of the last one."""
-        self._clock.enter(phase)
+        self._clock.enter(phase, now)
         for name in PHASES if phase else ():
             self.phase.labels(phase=name).set(name == phase)
 
@@ -302,9 +302,9 @@ class StageMetrics:
             registry=registry,
         )
 
-    def set_phase(self, phase: str) -> None:
+    def set_phase(self, phase: str, now: float) -> None:
         """Set one phase to 1 and every other to 0; an empty name only ends the time of the last one."""
-        self._clock.enter(phase)
+        self._clock.enter(phase, now)
         for name in STAGE_PHASES if phase else ():
             self.phase.labels(stage=self._stage, phase=name).set(name == phase)
 

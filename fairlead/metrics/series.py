@@ -111,10 +111,9 @@ class PhaseClock:
         self._since = 0.0
         self._lock = threading.Lock()
 
-    def enter(self, phase: str) -> None:
-        """Begin a phase, which ends the one before; an empty name only ends it."""
+    def enter(self, phase: str, now: float) -> None:
+        """Begin a phase at a Unix time, which ends the one before; an empty name only ends it."""
         with self._lock:
-            now = time.time()
             if self._phase:
                 self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
             self._phase, self._since = phase, now

@@ -115,7 +115,7 @@ def traceparent() -> str | None:
 
 def exemplar() -> dict[str, str] | None:
     """Return the exemplar for a measured time: the trace id, if the trace is recorded."""
-    return exemplar_of(current())
+    return exemplar_of(_CURRENT.get()) if _recorder is not None else None
 
 
 def exemplar_of(span: Span | None) -> dict[str, str] | None:

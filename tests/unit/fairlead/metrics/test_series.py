@@ -126,12 +126,12 @@ def test_phase_seconds_include_the_current_phase(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("fairlead.metrics.series.time.time", lambda: now)
     clock = PhaseClock(("wait", "train"))
     assert clock.read() == {"wait": 0.0, "train": 0.0}
-    clock.enter("wait")
+    clock.enter("wait", 100.0)
     now = 103.0
     assert clock.read() == {"wait": 3.0, "train": 0.0}
-    clock.enter("train")
+    clock.enter("train", 103.0)
     now = 104.0
-    clock.enter("")
+    clock.enter("", 104.0)
     now = 110.0
     assert clock.read() == {"wait": 3.0, "train": 1.0}
 
