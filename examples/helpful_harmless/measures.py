@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from fairlead.judgments.resampling import mean_interval
+from fairlead.judgments.resampling import Interval, mean_interval
+from fairlead.judgments.shares import paired_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,11 @@ MEASURES: Mapping[str, Measure] = {
 def changes(
     before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]], *, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Return for each measure both means, and the mean change with its 95% interval by resampling texts."""
+    """Return for each measure both means, and the mean change with its 95% interval.
+
+    The interval is by resampling texts; of two shares it is Newcombe's for pairs, which has a width even if
+    no text changed.
+    """
     found = {}
     for name, early in before.items():
         gains = [late - value for value, late in zip(early, after[name], strict=True)]
@@ -66,9 +71,15 @@ def changes(
                 "before": fmean(early),
                 "after": fmean(after[name]),
                 "change": fmean(gains),
-                "interval": mean_interval(gains, seed=seed),
+                "interval": _interval(early, after[name], seed=seed),
             }
     return found
+
+
+def _interval(before: Sequence[float], after: Sequence[float], *, seed: int) -> Interval:
+    if {*before, *after} <= {0.0, 1.0}:
+        return paired_interval([value == 1.0 for value in after], [value == 1.0 for value in before])
+    return mean_interval([late - early for early, late in zip(before, after, strict=True)], seed=seed)
 
 
 def win_rate(before: Sequence[float], after: Sequence[float], *, seed: int) -> dict[str, Any]:

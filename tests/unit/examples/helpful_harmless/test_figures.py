@@ -59,6 +59,15 @@ def test_interval_of_no_change_contains_zero() -> None:
     assert row["interval"][0] < 0 < row["interval"][1]
 
 
+def test_interval_of_two_shares_has_a_width_without_any_change() -> None:
+    same = [1.0] * 10 + [0.0] * 30
+    row = measures.changes({"refuses": same}, {"refuses": same}, seed=0)["refuses"]
+    assert row["interval"][0] < row["change"] == 0.0 < row["interval"][1]
+    later = [1.0] * 30 + [0.0] * 10
+    row = measures.changes({"refuses": same}, {"refuses": later}, seed=0)["refuses"]
+    assert 0.3 < row["interval"][0] < row["change"] == 0.5 < row["interval"][1] < 0.7
+
+
 def test_win_rate_counts_ties_half() -> None:
     assert measures.win_rate([0.0, 0.0, 0.0, 0.0], [1.0, -1.0, 0.0, 2.0], seed=0)["share"] == 2.5 / 4
 
