@@ -31,8 +31,8 @@ MAX_CALLS = 1
 """Calls in progress before items wait to be coalesced. A second one would halve the number of items in a
 call, and cost more than the transit in which nothing is computed."""
 LONGEST_WAIT_SECONDS = 0.05
-"""Items wait at most this long, however many calls are in progress: slow services, and several replicas, get
-parallel calls."""
+"""Items that are not held wait at most this long, however many calls are in progress: slow services, and
+several replicas, get parallel calls."""
 MAX_SEQUENCES = 64
 MAX_TOKENS = 65_536
 
@@ -71,28 +71,51 @@ class _Waiting(Generic[_Item, _Result]):
     num_tokens: int
     result: asyncio.Future[_Result]
     span: tracing.Span | None
+    is_held: bool = False
+    """It waits for further items, although a call could begin."""
 
 
 class CoalescedCalls(Generic[_Item, _Result]):
     """Coalesces the calls of one method. Used within one event loop."""
 
-    def __init__(self, call: BatchCall[_Item, _Result], *, name: str = "joined call") -> None:
+    def __init__(
+        self,
+        call: BatchCall[_Item, _Result],
+        *,
+        name: str = "joined call",
+        expects_more: Callable[[], bool] = lambda: False,
+    ) -> None:
         """No call is made before the first item.
 
         Args:
             call: makes a call.
             name: of its spans.
+            expects_more: returns whether further items will follow soon, so that it is worth holding some.
         """
         self._call = call
         self._name = name
+        self._expects_more = expects_more
         self._waiting: deque[_Waiting[_Item, _Result]] = deque()
         self._in_progress: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
 
     async def call(
-        self, item: _Item, *, num_tokens: int, num_sequences: int = 1, exclusive: bool = False
+        self,
+        item: _Item,
+        *,
+        num_tokens: int,
+        num_sequences: int = 1,
+        exclusive: bool = False,
+        hold_seconds: float = 0.0,
     ) -> _Result:
         """Return the result of one item, sent together with other items unless `exclusive`.
+
+        Args:
+            item: the item.
+            num_tokens: its tokens.
+            num_sequences: its sequences.
+            exclusive: send it by itself.
+            hold_seconds: it may be held this long until a call is full, while further items are expected.
 
         Raises:
             ReplicaLost: if a replica died while it computed only this item.
@@ -106,12 +129,31 @@ class CoalescedCalls(Generic[_Item, _Result]):
         waiting = _Waiting[_Item, _Result](
             item, num_sequences, num_tokens, loop.create_future(), tracing.current()
         )
+        waiting.is_held = hold_seconds > 0
         self._waiting.append(waiting)
+        if self._holds():
+            loop.call_later(hold_seconds, self._release, waiting)
+        else:
+            self._release(waiting)
+        return await waiting.result
+
+    def _holds(self) -> bool:
+        """Return whether all items that wait are held, because a call of more of them is worth it."""
+        return (
+            all(waiting.is_held for waiting in self._waiting)
+            and sum(waiting.num_sequences for waiting in self._waiting) < MAX_SEQUENCES
+            and self._expects_more()
+        )
+
+    def _release(self, waiting: _Waiting[_Item, _Result]) -> None:
+        """Hold an item no longer: it is sent as soon as a call may begin."""
+        waiting.is_held = False
+        if waiting not in self._waiting:
+            return
         if len(self._in_progress) < MAX_CALLS:
             self._start()
         else:
-            loop.call_later(LONGEST_WAIT_SECONDS, self._start_if_waiting, waiting)
-        return await waiting.result
+            asyncio.get_running_loop().call_later(LONGEST_WAIT_SECONDS, self._start_if_waiting, waiting)
 
     async def _exclusive(self, items: Sequence[_Item]) -> Sequence[_Result]:
         """Make an exclusive call. One at a time: the others wait here, not at the replica."""
@@ -130,7 +172,7 @@ class CoalescedCalls(Generic[_Item, _Result]):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._in_progress.discard(task)
-        if self._waiting and len(self._in_progress) < MAX_CALLS:
+        if self._waiting and len(self._in_progress) < MAX_CALLS and not self._holds():
             self._start()
 
     async def _send(self) -> None:

@@ -73,6 +73,55 @@ async def test_slow_service_gets_parallel_calls() -> None:
     assert await asyncio.gather(*pending) == [n * n for n in range(MAX_CALLS + 3)]
 
 
+async def test_held_items_wait_until_no_more_are_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    service, expected = Service(), 3
+    service.gate.set()
+    calls = CoalescedCalls(service.call, expects_more=lambda: expected > 0)
+    pending = []
+    for number in range(3):
+        pending.append(asyncio.create_task(calls.call(number, num_tokens=1, hold_seconds=60.0)))
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.05)
+    assert not service.calls
+    expected = 0
+    pending.append(asyncio.create_task(calls.call(3, num_tokens=1, hold_seconds=60.0)))
+    assert await asyncio.gather(*pending) == [0, 1, 4, 9]
+    assert service.calls == [[0, 1, 2, 3]]
+
+
+async def test_items_are_held_no_longer_than_asked_or_until_a_call_is_full() -> None:
+    service = Service()
+    service.gate.set()
+    calls = CoalescedCalls(service.call, expects_more=lambda: True)
+    assert await asyncio.gather(*(calls.call(n, num_tokens=1, hold_seconds=0.05) for n in range(2))) == [0, 1]
+    assert service.calls == [[0, 1]]
+    # The second one fills the call, and the third is not held at all.
+    service.calls.clear()
+    half = MAX_SEQUENCES // 2
+    async with asyncio.timeout(30):
+        await asyncio.gather(
+            *(calls.call(n, num_tokens=1, num_sequences=half, hold_seconds=60.0) for n in (4, 5))
+        )
+        assert service.calls == [[4, 5]]
+        assert await calls.call(6, num_tokens=1) == 36
+
+
+async def test_items_held_during_a_call_are_not_sent_when_it_ends() -> None:
+    service = Service()
+    calls = CoalescedCalls(service.call, expects_more=lambda: True)
+    first = asyncio.create_task(calls.call(1, num_tokens=1))
+    await service.until_running(1)
+    held = [asyncio.create_task(calls.call(n, num_tokens=1, hold_seconds=60.0)) for n in (2, 3)]
+    await asyncio.sleep(0)
+    service.gate.set()
+    assert await first == 1
+    await asyncio.sleep(0.05)
+    assert service.calls == [[1]]
+    assert await calls.call(4, num_tokens=1) == 16
+    assert await asyncio.gather(*held) == [4, 9]
+    assert service.calls == [[1], [2, 3, 4]]
+
+
 async def test_call_has_at_most_max_sequences_and_max_tokens() -> None:
     service = Service()
     service.gate.set()
