@@ -172,9 +172,9 @@ class StatusReader:
         services: list[ServiceStatus] = []
         queue = None
         if supervised is not None:
-            queue, *services = await asyncio.gather(
-                self._read_queue(supervised, config),
-                *(self._service(each, live=live, config=config) for each in supervised.processes),
+            asked = (self._service(each, live=live, config=config) for each in supervised.processes)
+            queue, services = await asyncio.gather(
+                self._read_queue(supervised, config), asyncio.gather(*asked)
             )
         stage = supervised.stage if live and supervised else (now.stage if now else "")
         rows = self._figures[stage].read() if stage in self._figures else []
