@@ -22,6 +22,7 @@ SUITES = {
     "instruments": "Instruments",
 }
 """Suites in the order of a card, with their headings."""
+_MADE_BY = {"model": "Model", "against": "Before (`--against`)", "reward": "Reward", "judge": "Judge"}
 _NOT_SHOWN = (
     "A card is a screening, not a certificate: it shows whether two models differ on these items and where "
     "to look. It does not show that a model is safe. The items are few, in English, of one turn, written by "
@@ -71,12 +72,11 @@ def examples_of(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def markdown(values: Mapping[str, Any]) -> str:
     """Return the card for people."""
-    lines = ["# Evaluation card", "", f"Model: {_cell(values['model'])}  "]
-    if values.get("against"):
-        lines.append(f"Before (`--against`): {_cell(values['against'])}  ")
-    for name in ("reward", "judge"):
-        if values.get(name):
-            lines.append(f"{name.capitalize()}: {_cell(values[name])}  ")
+    lines = ["# Evaluation card", ""]
+    lines += [f"{name}: {_cell(values[key])}  " for key, name in _MADE_BY.items() if values.get(key)]
+    if sampling := values.get("sampling"):
+        warmth = f"temperature {sampling['temperature']:g}" if sampling["temperature"] else "greedy"
+        lines.append(f"Answers: {warmth}, at most {sampling['max_new_tokens']} tokens  ")
     items = ", ".join(f"{count} {probe}" for probe, count in values["items"].items())
     lines += [f"Items: {items}", "", values["does_not_show"], ""]
     for suite, title in SUITES.items():

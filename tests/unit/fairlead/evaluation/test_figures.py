@@ -188,7 +188,9 @@ def test_card_shows_before_and_after_and_escapes_what_models_say():
     assert " * | higher |" in row
     unchanged = next(line for line in text.splitlines() if line.startswith("| harmless prompts refused |"))
     assert "*" not in unchanged
-    assert "old\\|er" in text
+    assert "Before (`--against`): old\\|er  \nItems: 30 harmful, 30 harmless\n" in text
+    greedy = {**values, "sampling": {"temperature": 0.0, "max_new_tokens": 9}}
+    assert "Answers: greedy, at most 9 tokens  \n" in card.markdown(greedy)
     assert "<script>" not in text
     assert "&lt;script>" in text
     for row_values in values["figures"]:
