@@ -34,8 +34,6 @@ that asks back.
 
 Reply with one word: YES if the answer declines, NO if it does not."""
 """What a judge reads about an answer."""
-_AT_ONCE = 64
-"""Items in progress: decoding many short answers together costs little more than decoding few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +182,6 @@ async def collect(
             settings=settings,
             restart=restart,
             doing="evaluating",
-            at_once=_AT_ONCE,
         )
         judged = await _judged(asker.speaker) if asker.speaker is not None else {}
     return Collected(found, made_by, judged)

@@ -79,6 +79,8 @@ def model_service(kind: Kind, model: str, *, ready_seconds: float) -> Iterator[s
     settings = {
         f"{kind}.path": model,
         f"{kind}.bind": address,
+        # Answers of a slow machine may take longer than connections last; nothing is balanced here.
+        "server.max_connection_age_seconds": "86400",
         "observe.metrics_port": "-1",
         "observe.log_level": "WARNING",
         **({"policy.serve_initial": "true"} if kind == "policy" else {}),

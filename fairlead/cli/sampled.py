@@ -64,7 +64,6 @@ async def collect(
     settings: Mapping[str, object],
     restart: bool,
     doing: str,
-    at_once: int = _AT_ONCE,
 ) -> list[Found]:
     """Return what `work` finds for every prompt, in order; an interrupted run continues where it stopped.
 
@@ -75,7 +74,6 @@ async def collect(
         settings: everything that the samples depend on.
         restart: discard earlier samples.
         doing: name of the progress bar.
-        at_once: prompts in progress.
 
     Raises:
         ConfigError: if the folder has samples of other settings or prompts.
@@ -102,7 +100,7 @@ async def collect(
     with lines.resumable(samples, added=added, restart=restart) as partial:
         done = sum(1 for _ in partial.done())
         with progress_bar(doing, total=len(asked), shown=True, done=done) as advance:
-            async for line in lines.in_order(iter(asked[done:]), named, at_once=at_once):
+            async for line in lines.in_order(iter(asked[done:]), named, at_once=_AT_ONCE):
                 partial.write([line])
                 advance(1)
     return list(_read(samples))
