@@ -100,7 +100,8 @@ class GrpcWeightSource:
             self._cache.end(partial)
         seconds = time.monotonic() - start
         self._metrics.fetch_seconds.observe(seconds)
-        fields = {"seconds": round(seconds, 3), "sources": download.sources}
+        sources = {source or "weights service": size for source, size in download.sources.items()}
+        fields = {"seconds": round(seconds, 3), "sources": sources}
         logger.info("weights %s fetched and verified", manifest.version, extra=fields)
         return folder
 
