@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from examples.headline import pages
 from examples.headline.pages import SEPARATOR, entry
 from examples.parcel_help import corpus
 from examples.parcel_help.corpus import Question
@@ -23,6 +24,8 @@ from fairlead.types import SamplingParams
 
 Stage = Literal["pretrained", "prompted", "fine-tuned", "tuned"]
 STAGES: tuple[Stage, ...] = ("pretrained", "prompted", "fine-tuned", "tuned")
+PERFECT = "perfect"
+"""In place of a size: what a model would answer that had learnt its texts perfectly."""
 NUM_SHOTS = 2
 """Answered questions before the question of a prompted model."""
 
@@ -40,6 +43,30 @@ class Answers:
     """By question, as many to each."""
     ended: float
     """Share of answers that were not cut off at the maximum length."""
+
+
+def imitations(
+    known: Sequence[Question], questions: Sequence[str], *, num_answers: int, seed: int
+) -> list[Answers]:
+    """Return answers of perfect imitators of pages and of demonstrations: the limits of models of any size.
+
+    Args:
+        known: questions that occur in pages.
+        questions: those to answer.
+        num_answers: answers to each.
+        seed: of all draws.
+    """
+    rng = random.Random(f"{seed} imitations")
+    asked = {question.text: question for question in corpus.questions()}
+    draws: dict[Stage, Callable[[Question], str]] = {
+        "pretrained": lambda one: pages.continuation(one, rng=rng, asked=known),
+        "fine-tuned": lambda one: corpus.answer(one, skill=rng.random(), rng=rng),
+    }
+    found = []
+    for stage, draw in draws.items():
+        texts = {text: [draw(asked[text]) for _ in range(num_answers)] for text in questions}
+        found.append(Answers((stage, PERFECT), texts, 1.0))
+    return found
 
 
 def shots(asked: Sequence[Question], *, seed: int) -> str:

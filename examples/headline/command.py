@@ -6,10 +6,12 @@ An interrupted command continues where it stopped. The time left is estimated fr
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,20 @@ from fairlead.local.run_files import RunLock
 from fairlead.rounds.training import StageStopped
 from trainer import durable
 
-NUM_SEEDS = 5
+SEEDS = (0, 1, 2, 3, 4)
 OUT = Path("runs/headline")
-_USUAL_SECONDS = {"pages": 1, "pretrain": 30, "tune": 110, "sft": 40, "answers": 60}
-"""Rough time of a step of each kind, for the first estimate; `pretrain-10M` is of the kind `pretrain`."""
+_USUAL_SECONDS = {
+    "pages": 1,
+    "pretrain-0.1M": 12,
+    "pretrain-1M": 25,
+    "pretrain-10M": 110,
+    "tune": 60,
+    "sft-1M": 15,
+    "sft-10M": 50,
+    "answers": 60,
+}
+"""Rough time of each step, for the first estimate."""
+_USUAL_OF_OTHERS = 10
 
 _PRIOR_SECONDS = 30
 
@@ -63,15 +75,22 @@ class Clock:
         return found
 
 
-def run(plan: Plan, seeds: Sequence[int], out: Path) -> dict[str, Any]:
+def run(plan: Plan, seeds: Sequence[int], out: Path, *, num_larger: int | None = None) -> dict[str, Any]:
     """Run every seed, judge, and write headline.json, headline.md and headline.svg; return the figures.
+
+    Args:
+        plan: what is trained for a seed.
+        seeds: which ones.
+        out: folder of everything that is written.
+        num_larger: how many seeds, the first ones, train larger models of their own; the others use those in
+            turn. None: all do.
 
     Raises:
         FairleadError: a step failed; finished steps are kept.
     """
     out.mkdir(parents=True, exist_ok=True)
     with RunLock(RunFolder(out)):
-        known = [Seed(plan, seed, (out / f"seed-{seed}").absolute()) for seed in seeds]
+        known = planned(plan, seeds, out, num_larger=num_larger)
         clock = Clock([name for one in known for name, _, _ in one.steps()])
         loads = [os.getloadavg()[0]]
 
@@ -82,6 +101,7 @@ def run(plan: Plan, seeds: Sequence[int], out: Path) -> dict[str, Any]:
         for one in known:
             print(f"seed {one.seed} of {', '.join(map(str, seeds))}", flush=True)
             one.run(lambda line: print(line, flush=True), on_step)
+            one.write_prompts()
         print("judging", flush=True)
         figures = _figures(known, loads)
         durable.write_json(out / "headline.json", figures)
@@ -90,11 +110,20 @@ def run(plan: Plan, seeds: Sequence[int], out: Path) -> dict[str, Any]:
     return figures
 
 
+def planned(plan: Plan, seeds: Sequence[int], out: Path, *, num_larger: int | None) -> list[Seed]:
+    """Return the seeds, some of which may use the larger models of others; see `run`."""
+    every = [Seed(plan, seed, (out / f"seed-{seed}").absolute()) for seed in seeds]
+    own = every[:num_larger]
+    rest = every[len(own) :]
+    return [*own, *(replace(one, larger_of=owner) for one, owner in zip(rest, itertools.cycle(own)))]
+
+
 def _figures(known: Sequence[Seed], loads: Sequence[float]) -> dict[str, Any]:
     # Every seed has the next one's reward model as a judge.
     others = [*known[1:], known[0]] if len(known) > 1 else [None]
     found = [results.of_seed(one, other) for one, other in zip(known, others, strict=True)]
     return {
+        "larger_models_of": {one.seed: (one.larger_of or one).seed for one in known},
         "sizes": [size.name for size in known[0].plan.sizes],
         "judges": list(dict.fromkeys(row["judge"] for row in found[0]["tuned_against"])),
         "seeds": found,
@@ -105,19 +134,35 @@ def _figures(known: Sequence[Seed], loads: Sequence[float]) -> dict[str, Any]:
 
 
 def _usual(name: str) -> float:
-    return _USUAL_SECONDS[name.partition("-")[0]]
+    return _USUAL_SECONDS.get(name, _USUAL_OF_OTHERS)
 
 
 def _span(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(map(int, text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or len(set(found)) < len(found) or min(found) < 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: different seeds from 0, such as 0,1,2")
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the flags, run the headline and return the exit code."""
     plan = Plan()
     parser = argparse.ArgumentParser(prog="python -m examples.headline", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=NUM_SEEDS, help="number of seeds")
-    parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
+    parser.add_argument("--seeds", type=_seeds, default=SEEDS, help="seeds, such as 0,1,2")
+    parser.add_argument(
+        "--larger",
+        type=int,
+        default=None,
+        metavar="N",
+        help="train larger models for the first N seeds only; the others use those in turn",
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="folder of everything that is written")
     parser.add_argument("--pages", type=int, default=plan.num_pages, help="pages to pretrain on")
     parser.add_argument("--rounds", type=int, default=plan.num_rounds, help="rounds of tuning")
@@ -127,9 +172,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     try:
-        for flag in ("seeds", "pages", "rounds", "answers"):
-            if getattr(options, flag) < 1:
-                raise ConfigError(f"--{flag}", got=getattr(options, flag), allowed="1 or more")
+        for flag in ("larger", "pages", "rounds", "answers"):
+            value = getattr(options, flag)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{flag}", got=value, allowed="1 or more")
         plan = Plan(
             num_pages=options.pages,
             num_rounds=options.rounds,
@@ -137,8 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             changes=dict(parse_overrides(options.set)),
         )
         log.setup(style="human", level="WARNING")
-        seeds = range(options.first_seed, options.first_seed + options.seeds)
-        figures = run(plan, seeds, options.out)
+        figures = run(plan, options.seeds, options.out, num_larger=options.larger)
         print(f"\n{table.summary(figures)}\n{options.out / 'headline.md'}\n{options.out / 'headline.svg'}")
     except FairleadError as error:
         sys.stderr.write(f"error: {error}\n")

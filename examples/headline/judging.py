@@ -90,9 +90,15 @@ class _Known:
         return [self._scores[str(prompt), text] for text in answers]
 
 
+def gold_rewards(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """Return the gold reward of each response, for `fairlead compare --reward`."""
+    return [gold_worth(question, text) for question, text in zip(prompts, responses, strict=True)]
+
+
 def gold_scores(every: Sequence[Answers]) -> dict[tuple[str, str], float]:
     """Return the gold reward of every answer. One that was cut off is not punished for that."""
-    return {(question, text): gold_worth(question, text) for question, text in _texts(every)}
+    texts = _texts(every)
+    return dict(zip(texts, gold_rewards(*zip(*texts, strict=True)), strict=True))
 
 
 def reward_scores(config: RunConfig, model: Path, every: Sequence[Answers], kept: Path) -> Scores:

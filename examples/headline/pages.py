@@ -8,9 +8,9 @@ with parcels. All draws are seeded. Knows neither models nor gold.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from examples.parcel_help.corpus import Question, answer, questions
+from examples.parcel_help.corpus import Question, answer
 
 SEPARATOR = "###"
 """A word between two entries of a page, as a line break would be."""
@@ -40,9 +40,20 @@ def pages(count: int, *, seed: int, asked: Sequence[Question]) -> list[str]:
     return [_KINDS[kind](rng, asked) for kind in kinds]
 
 
-def known_questions(is_heldout: Callable[[str], bool]) -> list[Question]:
-    """Return the questions that are not held out."""
-    return [question for question in questions() if not is_heldout(question.text)]
+def continuation(first: Question, *, rng: random.Random, asked: Sequence[Question]) -> str:
+    """Return what follows a question at the beginning of a page, up to the next entry.
+
+    So would continue a model that has learnt the pages perfectly, however large it is.
+
+    Args:
+        first: the question, which need not occur in pages.
+        rng: of all draws.
+        asked: questions that may follow.
+    """
+    shares = {kind: share for kind, share in _SHARES.items() if kind in _BEGINNING}
+    [kind] = rng.choices(list(shares), weights=list(shares.values()))
+    page = _BEGINNING[kind](rng, asked, first)
+    return page.removeprefix(first.text).split(SEPARATOR)[0].strip()
 
 
 def entry(question: Question, reply: str) -> str:
@@ -50,24 +61,31 @@ def entry(question: Question, reply: str) -> str:
     return f"{question.text} {reply}"
 
 
-def _shop(rng: random.Random, asked: Sequence[Question]) -> str:
+def _shop(rng: random.Random, asked: Sequence[Question], first: Question | None = None) -> str:
     # One shop answers all of its customers equally well, as good as in the demonstrations.
     skill = rng.random()
-    found = rng.choices(asked, k=rng.choice(_ENTRIES))
+    found = _chosen(rng, asked, rng.choice(_ENTRIES), first)
     return f" {SEPARATOR} ".join(entry(one, answer(one, skill=skill, rng=rng)) for one in found)
 
 
-def _list(rng: random.Random, asked: Sequence[Question]) -> str:
-    return " ".join(one.text for one in rng.choices(asked, k=rng.randint(2, 4)))
+def _list(rng: random.Random, asked: Sequence[Question], first: Question | None = None) -> str:
+    return " ".join(one.text for one in _chosen(rng, asked, rng.randint(2, 4), first))
 
 
-def _aside(rng: random.Random, asked: Sequence[Question]) -> str:
-    return f"{rng.choice(asked).text} {_sentences(rng, rng.randint(1, 3))}"
+def _aside(rng: random.Random, asked: Sequence[Question], first: Question | None = None) -> str:
+    return f"{(first or rng.choice(asked)).text} {_sentences(rng, rng.randint(1, 3))}"
 
 
-def _story(rng: random.Random, asked: Sequence[Question]) -> str:
-    del asked
+def _story(rng: random.Random, asked: Sequence[Question], first: Question | None = None) -> str:
+    del asked, first
     return _sentences(rng, rng.randint(2, 5))
+
+
+def _chosen(
+    rng: random.Random, asked: Sequence[Question], count: int, first: Question | None
+) -> list[Question]:
+    found = rng.choices(asked, k=count)
+    return found if first is None else [first, *found[1:]]
 
 
 def _sentences(rng: random.Random, count: int) -> str:
@@ -82,4 +100,6 @@ def _sentences(rng: random.Random, count: int) -> str:
     return " ".join(found)
 
 
-_KINDS = {"shop": _shop, "list": _list, "aside": _aside, "story": _story}
+_BEGINNING = {"shop": _shop, "list": _list, "aside": _aside}
+"""Kinds of pages that begin with a question."""
+_KINDS = {**_BEGINNING, "story": _story}

@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from examples import plots
-from examples.headline.answers import STAGES
+from examples.headline.answers import PERFECT, STAGES
 from examples.plots import COLORS, INK, MUTED
 
 _SIZE_INCHES = (10.0, 3.8)
@@ -31,7 +31,9 @@ def draw(figures: Mapping[str, Any], out: Path) -> None:
         out: the file to write.
     """
     judges: Sequence[str] = figures["judges"]
-    parameters = {row["size"]: row["parameters"] for row in figures["means"]["models"]}
+    parameters = {row["size"]: row["parameters"] for row in figures["means"]["models"] if "parameters" in row}
+    # To the right of the largest.
+    parameters[PERFECT] = 10 * max(parameters.values())
     with mpl.rc_context({**plots.STYLE, "savefig.facecolor": "white"}):
         figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
         panels = figure.subplots(1, len(judges), squeeze=False, sharey=True)[0]
@@ -40,7 +42,7 @@ def draw(figures: Mapping[str, Any], out: Path) -> None:
                 _curve(axes, figures, judge, stage, parameters)
             axes.axhline(0.5, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
             axes.set_xscale("log")
-            axes.set_xticks(list(parameters.values()), labels=list(parameters))
+            axes.set_xticks(list(parameters.values()), labels=[*figures["sizes"], "perfect\nimitation"])
             axes.minorticks_off()
             axes.set_ylim(0, 1)
             axes.set_xlabel("parameters")
@@ -78,30 +80,21 @@ def _curve(
         for row in figures["means"]["against_largest_fine_tuned"]
         if row["judge"] == judge and row["stage"] == stage
     ]
-    x = [parameters[row["size"]] for row in rows]
-    y = [row["win_rate"] for row in rows]
-    low = [min(row["by_seed"]) for row in rows]
-    high = [max(row["by_seed"]) for row in rows]
     if stage == "fine-tuned":
         # The model of the comparison itself.
-        x.append(parameters[figures["sizes"][-1]])
-        for values in (y, low, high):
-            values.append(0.5)
+        rows.append({"size": figures["sizes"][-1], "win_rate": 0.5, "by_seed": [0.5]})
     color, marker, label = _STYLES[stage]
-    below = [value - least for value, least in zip(y, low, strict=True)]
-    above = [most - value for value, most in zip(y, high, strict=True)]
-    axes.errorbar(
-        x,
-        y,
-        yerr=[below, above],
-        color=color,
-        marker=marker,
-        markersize=8 if stage == "tuned" else 6,
-        markeredgecolor=INK if stage == "tuned" else color,
-        linewidth=1.6,
-        capsize=3,
-        label=label,
-    )
+    style: dict[str, Any] = {"color": color, "marker": marker, "linewidth": 1.6, "capsize": 3}
+    style |= {"markersize": 8, "markeredgecolor": INK} if stage == "tuned" else {"markersize": 6}
+    for perfect in (False, True):
+        own = [row for row in rows if (row["size"] == PERFECT) is perfect]
+        rates = [row["win_rate"] for row in own]
+        below = [row["win_rate"] - min(row["by_seed"]) for row in own]
+        above = [max(row["by_seed"]) - row["win_rate"] for row in own]
+        if perfect:
+            style |= {"markerfacecolor": "white"}
+        x = [parameters[row["size"]] for row in own]
+        axes.errorbar(x, rates, yerr=[below, above], label=None if perfect else label, **style)
 
 
 def _describe(path: Path, text: str) -> None:

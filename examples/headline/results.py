@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from examples.headline import judging
-from examples.headline.answers import STAGES, Answers, Model, Stage
+from examples.headline import answers, judging
+from examples.headline.answers import PERFECT, STAGES, Answers, Model, Stage
 from examples.headline.answers import read as read_answers
 from examples.headline.judging import GOLD, LABELERS, OTHER, Judge
 from examples.headline.seed import Seed
@@ -30,6 +30,10 @@ def of_seed(one: Seed, other: Seed | None) -> dict[str, Any]:
         FairleadError: the service of the reward model fails.
     """
     every = read_answers(one.answers)
+    limits = answers.imitations(
+        one.known_questions, one.heldout_questions, num_answers=one.plan.num_answers, seed=one.seed
+    )
+    every |= {found.model: found for found in limits}
     judges = _judges(one, other, list(every.values()))
     largest = one.plan.sizes[-1].name
     tuned: Model = ("tuned", one.plan.sizes[0].name)
@@ -98,16 +102,12 @@ def _model(one: Seed, found: Answers) -> dict[str, Any]:
     The loss is that of its training stage: on pages, or on the answers of demonstrations.
     """
     stage, name = found.model
-    size = next(size for size in one.plan.sizes if size.name == name)
     texts = [(question, text) for question, own in found.texts.items() for text in own]
     parts = [(question, gold.parse(text)) for question, text in texts]
-    trained = one.fine_tuned(size) if stage in ("fine-tuned", "tuned") else one.pretrained(size)
-    result = _result(trained.folder)
     return {
         "stage": stage,
         "size": name,
-        "parameters": int(result["parameters"]),
-        "heldout_loss": None if stage == "tuned" else float(result["heldout_loss"]),
+        **_trained(one, found.model),
         "gold": fmean(gold.reward(question, text, ended=True) for question, text in texts),
         "right_remedy": fmean(
             any(part.kind == "remedy" and part.about == _ASKED[question].problem for part in own)
@@ -118,6 +118,18 @@ def _model(one: Seed, found: Answers) -> dict[str, Any]:
         "words": fmean(len(text.split()) for _, text in texts),
         "ended": found.ended,
     }
+
+
+def _trained(one: Seed, model: Model) -> dict[str, Any]:
+    """Return the number of parameters, and the held-out loss if the last stage has one."""
+    stage, name = model
+    if name == PERFECT:
+        return {}
+    size = next(size for size in one.plan.sizes if size.name == name)
+    trained = one.fine_tuned(size) if stage in ("fine-tuned", "tuned") else one.pretrained(size)
+    result = _result(trained.folder)
+    found: dict[str, Any] = {"parameters": int(result["parameters"])}
+    return found if stage == "tuned" else {**found, "heldout_loss": float(result["heldout_loss"])}
 
 
 def _result(folder: RunFolder) -> dict[str, Any]:
@@ -146,4 +158,5 @@ def _means(found: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]
 
 def order(rows: Sequence[Mapping[str, Any]], sizes: Sequence[str]) -> list[Mapping[str, Any]]:
     """Return rows by stage, then by size."""
-    return sorted(rows, key=lambda row: (STAGES.index(row["stage"]), sizes.index(row["size"])))
+    names = [*sizes, PERFECT]
+    return sorted(rows, key=lambda row: (STAGES.index(row["stage"]), names.index(row["size"])))

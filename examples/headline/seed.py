@@ -18,9 +18,9 @@ from rich.console import Console
 from examples.headline import answers, pages, sizes
 from examples.headline.answers import Stage
 from examples.headline.sizes import Size
-from examples.parcel_help.corpus import questions
+from examples.parcel_help.corpus import Question, questions
 from examples.parcel_help.files import Files
-from examples.parcel_help.quickstart import NUM_DEMONSTRATIONS, NUM_ROUNDS, run_quickstart
+from examples.parcel_help.quickstart import run_quickstart
 from fairlead.config import RunConfig
 from fairlead.data.records import is_heldout
 from fairlead.local.standby import Standby
@@ -39,11 +39,11 @@ class Plan:
 
     sizes: tuple[Size, ...] = sizes.SIZES
     """Sizes of models, the smallest first."""
-    num_pages: int = 4_000
+    num_pages: int = 3_000
     """Pages to pretrain on."""
-    num_demonstrations: int = NUM_DEMONSTRATIONS
+    num_demonstrations: int = 3_200
     """Demonstrations to fine-tune on."""
-    num_rounds: int = NUM_ROUNDS
+    num_rounds: int = 1
     """Rounds of the loop that tunes the smallest model."""
     num_answers: int = 16
     """Answers of each model to each held-out question."""
@@ -61,11 +61,19 @@ class Seed:
     """The seed of every draw: pages, weights, demonstrations, tasks, labelers, PPO and sampling."""
     folder: Path
     """Their folder."""
+    larger_of: Seed | None = None
+    """The seed whose larger models are used; None trains its own. Those have been trained on some of the
+    questions that are held out here, which is in their favour."""
 
     @property
     def answers(self) -> Path:
         """The answers of every model."""
         return self.folder / "answers.jsonl"
+
+    @property
+    def prompts(self) -> Path:
+        """The held-out questions, a prompt each, for `fairlead compare`."""
+        return self.folder / "heldout_questions.jsonl"
 
     @property
     def tuned(self) -> RunConfig:
@@ -84,8 +92,16 @@ class Seed:
         config = self.tuned
         return [one.text for one in questions() if is_heldout(config, one.text)]
 
+    @property
+    def known_questions(self) -> list[Question]:
+        """The questions that may occur in pages."""
+        config = self.tuned
+        return [one for one in questions() if not is_heldout(config, one.text)]
+
     def pretrained(self, size: Size) -> RunConfig:
         """Return the run that pretrains a size."""
+        if self.larger_of is not None and size != self.plan.sizes[0]:
+            return self.larger_of.pretrained(size)
         train, heldout = (self.folder / "pages" / f"{name}.jsonl" for name in ("train", "heldout"))
         return sizes.pretraining(size, seed=self.seed, folder=self.folder, train=train, heldout=heldout)
 
@@ -93,6 +109,8 @@ class Seed:
         """Return the run that fine-tunes a size; for the smallest, it is the one that tunes."""
         if size == self.plan.sizes[0]:
             return self.tuned
+        if self.larger_of is not None:
+            return self.larger_of.fine_tuned(size)
         return sizes.fine_tuning(
             size,
             seed=self.seed,
@@ -106,10 +124,12 @@ class Seed:
         """Return the steps in order: name, title and what to do."""
         console = Console(stderr=True)
         smallest, *larger = self.plan.sizes
+        if self.larger_of is not None:
+            larger = []
         found: list[tuple[str, str, Callable[[], None]]] = [("pages", "writing pages", self._write_pages)]
         found += [
             (f"pretrain-{size.name}", f"pretraining {size.name}", partial(self._pretrain, size, console))
-            for size in self.plan.sizes
+            for size in (smallest, *larger)
         ]
         tune = partial(
             run_quickstart,
@@ -151,6 +171,10 @@ class Seed:
             steps.run(name, title, body)
             on_step(name, None if known else steps.seconds[name])
 
+    def write_prompts(self) -> None:
+        """Write the file of held-out questions."""
+        write_rows(self.prompts, ({"prompt": question} for question in self.heldout_questions))
+
     def times(self) -> dict[str, dict[str, float]]:
         """Return seconds and CPU seconds of each step."""
         kept = json.loads((self.folder / "stages.json").read_text(encoding="utf-8"))
@@ -165,9 +189,7 @@ class Seed:
         return hashlib.sha256(repr([*parts, plan.num_answers]).encode()).hexdigest()
 
     def _write_pages(self) -> None:
-        config = self.tuned
-        known = pages.known_questions(lambda text: is_heldout(config, text))
-        train = pages.pages(self.plan.num_pages, seed=self.seed, asked=known)
+        train = pages.pages(self.plan.num_pages, seed=self.seed, asked=self.known_questions)
         seen = set(train)
         heldout = pages.pages(HELDOUT_PAGES, seed=-1 - self.seed, asked=questions())
         files = self.pretrained(self.plan.sizes[0]).data
@@ -190,8 +212,7 @@ class Seed:
     def _ask(self) -> None:
         questions = self.heldout_questions
         config = self.tuned
-        known = pages.known_questions(lambda text: is_heldout(config, text))
-        before = answers.shots(known, seed=self.seed)
+        before = answers.shots(self.known_questions, seed=self.seed)
         rows = []
         for size in self.plan.sizes:
             models: list[tuple[Path, dict[Stage, str]]] = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from examples.headline.answers import Stage
+from examples.headline.answers import PERFECT, Stage
 from examples.headline.judging import GOLD, LABELERS, OTHER
 from examples.headline.results import order, rows_of
 
@@ -16,7 +16,11 @@ TITLES: Mapping[str, str] = {
     "tuned": "tuned (SFT → reward model → PPO)",
 }
 """What was done to a model, by stage."""
-_OPPONENTS: tuple[Stage, ...] = ("pretrained", "prompted", "fine-tuned")
+_LIMITS: Mapping[str, str] = {
+    "pretrained": "a perfect imitator of the pages",
+    "fine-tuned": "a perfect imitator of the demonstrations",
+}
+"""What a model of any size at most becomes by a stage."""
 
 
 def markdown(figures: Mapping[str, Any]) -> str:
@@ -27,8 +31,15 @@ def markdown(figures: Mapping[str, Any]) -> str:
     """
     smallest, largest = figures["sizes"][0], figures["sizes"][-1]
     parts = [f"# The headline: {smallest} tuned against {largest}\n", summary(figures)]
-    for stage in _OPPONENTS:
-        parts.append(f"\n## {smallest} tuned against {largest} {TITLES[stage]}\n\n{_wins(figures, stage)}")
+    opponents: tuple[tuple[Stage, str], ...] = (
+        ("pretrained", largest),
+        ("prompted", largest),
+        ("fine-tuned", largest),
+        ("pretrained", PERFECT),
+        ("fine-tuned", PERFECT),
+    )
+    for stage, size in opponents:
+        parts.append(f"\n## {smallest} tuned against {_named(stage, size)}\n\n{_wins(figures, stage, size)}")
     parts += [f"\n## Models\n\n{_models(figures)}", f"\n{_time(figures)}"]
     return "\n".join(parts)
 
@@ -38,7 +49,7 @@ def summary(figures: Mapping[str, Any]) -> str:
     smallest, largest = figures["sizes"][0], figures["sizes"][-1]
     parts = []
     for judge in figures["judges"]:
-        rows = _rows(figures, "pretrained", judge)
+        rows = _rows(figures, "pretrained", largest, judge)
         holds = sum(row["interval"][0] > 0.5 for row in rows)
         low, high = min(row["win_rate"] for row in rows), max(row["win_rate"] for row in rows)
         parts.append(f"by {judge} in {low:.1%} to {high:.1%} ({holds} of {len(rows)} intervals above 50%)")
@@ -48,8 +59,11 @@ def summary(figures: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(figures: Mapping[str, Any], stage: Stage, judge: str) -> list[dict[str, Any]]:
-    size = figures["sizes"][-1]
+def _named(stage: str, size: str) -> str:
+    return _LIMITS[stage] if size == PERFECT else f"{size} {TITLES[stage]}"
+
+
+def _rows(figures: Mapping[str, Any], stage: Stage, size: str, judge: str) -> list[dict[str, Any]]:
     return [
         row
         for one in figures["seeds"]
@@ -57,10 +71,10 @@ def _rows(figures: Mapping[str, Any], stage: Stage, judge: str) -> list[dict[str
     ]
 
 
-def _wins(figures: Mapping[str, Any], stage: Stage) -> str:
+def _wins(figures: Mapping[str, Any], stage: Stage, size: str) -> str:
     judges = [judge for judge in (GOLD, LABELERS, OTHER) if judge in figures["judges"]]
     lines = [f"| seed | {' | '.join(f'by {judge}' for judge in judges)} |", f"|---|{'---|' * len(judges)}"]
-    by_judge = {judge: _rows(figures, stage, judge) for judge in judges}
+    by_judge = {judge: _rows(figures, stage, size, judge) for judge in judges}
     for place, one in enumerate(figures["seeds"]):
         cells = [_win(by_judge[judge][place]) for judge in judges]
         lines.append(f"| {one['seed']} | {' | '.join(cells)} |")
@@ -95,8 +109,8 @@ def _models(figures: Mapping[str, Any]) -> str:
         against = rows_of(means, key, stage=row["stage"], size=row["size"], judge=GOLD)
         loss = row.get("heldout_loss")
         cells = (
-            f"{row['size']} {TITLES[row['stage']]}",
-            f"{row['parameters']:,.0f}",
+            _named(row["stage"], row["size"]),
+            f"{row['parameters']:,.0f}" if "parameters" in row else "",
             "" if loss is None else f"{loss:.3f}",
             f"{row['gold']:.2f}",
             *(f"{row[name]:.0%}" for name in ("right_remedy", "rude", "other_text")),

@@ -46,7 +46,7 @@ PLAN = Plan(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1_800)
 def test_headline_continues_and_writes_table_and_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,14 +71,14 @@ def test_headline_continues_and_writes_table_and_picture(
     assert figures["judges"] == ["gold", "labelers", "reward model of another seed"]
     for one in figures["seeds"]:
         for key in ("tuned_against", "against_largest_fine_tuned"):
-            assert len(one[key]) == 6 * 3
+            assert len(one[key]) == 8 * 3
             for row in one[key]:
                 low, high = row["interval"]
                 assert 0 <= low <= row["win_rate"] <= high <= 1
                 assert row["wins"] + row["ties"] + row["losses"] == 2 * one["heldout_questions"]
-        parameters = {row["size"]: row["parameters"] for row in one["models"]}
+        parameters = {row["size"]: row.get("parameters") for row in one["models"]}
         assert parameters["small"] < parameters["large"]
-    assert (tmp_path / "headline.md").read_text().count("\n## ") == 4
+    assert (tmp_path / "headline.md").read_text().count("\n## ") == 6
     assert (tmp_path / "headline.svg").stat().st_size > 10_000
 
     scores = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed-*/scores-by-seed-*.jsonl")}
