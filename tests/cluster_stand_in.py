@@ -48,6 +48,7 @@ KEDA = {
     "keda.sh/v1alpha1": {"ScaledObject": "scaledobjects", "TriggerAuthentication": "triggerauthentications"}
 }
 JOB_SETS = {"jobset.x-k8s.io/v1alpha2": {"JobSet": "jobsets"}}
+LEADER_WORKER_SETS = {"leaderworkerset.x-k8s.io/v1": {"LeaderWorkerSet": "leaderworkersets"}}
 
 
 class Refusal(Exception):

@@ -97,6 +97,24 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         ),
         issuerRef=_exactly("group kind name", kind={"enum": ["Issuer", "ClusterIssuer"]}, name=_TEXT),
     ),
+    # api/leaderworkerset/v1/leaderworkerset_types.go of kubernetes-sigs/lws; the templates are those of pods.
+    "LeaderWorkerSet": _exactly(
+        "startupPolicy rolloutStrategy networkConfig leaderWorkerTemplate",
+        startupPolicy={"enum": ["LeaderCreated", "LeaderReady"]},
+        rolloutStrategy=_exactly(
+            "type rollingUpdateConfiguration",
+            type={"const": "RollingUpdate"},
+            rollingUpdateConfiguration=_exactly(
+                "maxUnavailable maxSurge", maxUnavailable=_NUMBER, maxSurge=_NUMBER
+            ),
+        ),
+        networkConfig=_exactly("subdomainPolicy", subdomainPolicy={"enum": ["Shared", "UniquePerReplica"]}),
+        leaderWorkerTemplate=_exactly(
+            "size restartPolicy leaderTemplate workerTemplate",
+            size={"type": "integer", "minimum": 1},
+            restartPolicy={"enum": ["RecreateGroupOnPodRestart", "RecreateGroupAfterStart", "None"]},
+        ),
+    ),
     # apis/v1/httproute_types.go of kubernetes-sigs/gateway-api.
     "HTTPRoute": _exactly(
         "parentRefs hostnames rules",

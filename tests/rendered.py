@@ -19,12 +19,15 @@ MODEL_SERVICES = {"policy": 5001, "reward": 5002, "reference": 5003}
 """Port by service."""
 OF_OVERLAYS = ("gpu", "namespace")
 """Components that overlays have themselves."""
-INSTEAD_OF_OTHERS = ("external-redis", "external-redis-ca", "hpa", "backup-feedback")
-"""Components that replace the base's queue or the component keda, or need what another replaces."""
+INSTEAD_OF_OTHERS = ("external-redis", "external-redis-ca", "hpa", "backup-feedback", "policy-nodes")
+"""Components that replace the base's queue, the Deployment of the policy or the component keda, or need
+what another replaces.
+"""
 CHANGES = {
     "backup-feedback": ("feedback", "backup"),
     "external-redis-ca": ("external-redis",),
     "feedback-postgres": ("feedback",),
+    "policy-nodes": ("vllm",),
 }
 """Components that cannot be used without others, whose objects they change."""
 QUEUE = "rediss://runs@queue.test:6380/2"
@@ -47,6 +50,7 @@ VARIANTS = {
         "kind",
         ("external-redis", "external-redis-ca", "keda", "network-policies", "jobset"),
     ),
+    "large, policy nodes": ("large", ("policy-nodes", "network-policies", "keys", "tls")),
     "kind, feedback, backup": ("kind", ("feedback", "backup", "backup-feedback")),
     "kind, hpa, priority": ("kind", ("hpa", "priority", "model-image")),
     "everything": (
@@ -76,7 +80,9 @@ def rendered(variant: str, config: Path | None = None) -> tuple[Manifest, ...]:
     origin = {"feedback.origin": "https://feedback.test", "gateway.origin": "https://gateway.test"}
     origin = origin if open_to_others else {}
     queue = {"queue.redis_url": QUEUE} if "external-redis" in components else {}
-    return tuple(render(load(config, overrides=ranks | origin | queue), target))
+    nodes = {"policy.engine": "vllm", "policy.vllm.nnodes": 2, "policy.vllm.tensor_parallel_size": 16}
+    nodes = nodes if "policy-nodes" in components else {}
+    return tuple(render(load(config, overrides=ranks | origin | queue | nodes), target))
 
 
 def of_kind(objects: Sequence[Manifest], *kinds: str) -> dict[str, Manifest]:
@@ -85,9 +91,13 @@ def of_kind(objects: Sequence[Manifest], *kinds: str) -> dict[str, Manifest]:
 
 
 def templates(objects: Sequence[Manifest]) -> dict[str, Manifest]:
-    """Return the pod templates by process."""
-    kinds = ("Deployment", "StatefulSet", "Job", "JobSet", "CronJob")
-    return {name: next(pod_templates(one)) for name, one in of_kind(objects, *kinds).items()}
+    """Return the pod templates by process; those of the further nodes of a policy as `policy-node`."""
+    kinds = ("Deployment", "StatefulSet", "Job", "JobSet", "CronJob", "LeaderWorkerSet")
+    return {
+        name if number == 0 else f"{name}-node": template
+        for name, one in of_kind(objects, *kinds).items()
+        for number, template in enumerate(pod_templates(one))
+    }
 
 
 def container(template: Manifest) -> dict[str, Any]:

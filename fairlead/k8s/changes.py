@@ -15,6 +15,7 @@ from fairlead.errors import ClusterRefused, ConfigError, Stalled
 from fairlead.k8s.cluster import Cluster, ImmutableObject
 from fairlead.k8s.labels import COMPONENT, NAME
 from fairlead.k8s.manifests import BACKUP, JOB_SET, Manifest
+from fairlead.k8s.policy_nodes import LEADER_WORKER_SET
 from fairlead.k8s.secret import SECRET
 from fairlead.k8s.settings import pod_templates
 
@@ -25,6 +26,7 @@ _POLL_SECONDS = 0.5
 
 _KEDA = ("keda.sh/v1alpha1", "ScaledObject")
 _HPA = ("autoscaling/v2", "HorizontalPodAutoscaler")
+_DEPLOYMENT = ("apps/v1", "Deployment")
 _JOB = ("batch/v1", "Job")
 _CRON_JOB = ("batch/v1", "CronJob")
 _STAGE = re.compile(r"trainer\.(sft|reward_model|preference|ppo)")
@@ -38,6 +40,7 @@ STOP_ORDER: tuple[tuple[tuple[str, str], str], ...] = (
     (_JOB, ""),
     (("apps/v1", "Deployment"), f",{COMPONENT} in (worker,gateway)"),
     (("apps/v1", "Deployment"), ""),
+    (LEADER_WORKER_SET, ""),
     (("apps/v1", "StatefulSet"), ""),
 )
 """Kinds that have pods, each with what it adds to the run's selector, in the order in which `down` stops
@@ -130,7 +133,10 @@ def scale(cluster: Cluster, wanted: Mapping[str, int]) -> None:
         ClusterRefused: if an autoscaler sets the number of pods of a process.
     """
     scalable = f"{cluster.ours},{COMPONENT} in (model-service,worker,gateway)"
-    known = [one["metadata"]["labels"][NAME] for one in cluster.list("apps/v1", "Deployment", scalable)]
+    kinds = {one["metadata"]["labels"][NAME]: _DEPLOYMENT for one in cluster.list(*_DEPLOYMENT, scalable)}
+    groups = cluster.list_if_known(*LEADER_WORKER_SET)
+    kinds |= {one["metadata"]["labels"][NAME]: LEADER_WORKER_SET for one in groups}
+    known = list(kinds)
     by_keda = {one["metadata"]["labels"][NAME]: one for one in cluster.list_if_known(*_KEDA)}
     by_cpu = {one["metadata"]["labels"][NAME]: one for one in cluster.list_if_known(*_HPA)}
     for name in wanted:
@@ -153,7 +159,7 @@ def scale(cluster: Cluster, wanted: Mapping[str, int]) -> None:
                 f"{limits['maxReplicas']}: change its minReplicas and maxReplicas instead"
             )
     for name, replicas in wanted.items():
-        cluster.scale("Deployment", cluster.named(name), replicas)
+        cluster.scale(*kinds[name], cluster.named(name), replicas)
 
 
 def take_down(

@@ -178,11 +178,11 @@ class Cluster:
             body=manifest,
         )
 
-    def scale(self, kind: str, name: str, replicas: int) -> None:
-        """Set the number of pods of a Deployment."""
+    def scale(self, api_version: str, kind: str, name: str, replicas: int) -> None:
+        """Set the number of pods of a Deployment, or of groups of a LeaderWorkerSet."""
         self._request(
             "PATCH",
-            f"{self.path('apps/v1', kind, name)}/scale",
+            f"{self.path(api_version, kind, name)}/scale",
             what=f"scale {kind} {name}",
             query={"fieldManager": FIELD_MANAGER},
             body={"spec": {"replicas": replicas}},

@@ -15,6 +15,7 @@ _EXTENSIONS: Mapping[str, tuple[str, str]] = {
     "KEDA": ("/apis/keda.sh/v1alpha1", "the component keda"),
     "metrics-server": ("/apis/metrics.k8s.io/v1beta1", "the component hpa"),
     "JobSet": ("/apis/jobset.x-k8s.io/v1alpha2", "the component jobset"),
+    "LeaderWorkerSet": ("/apis/leaderworkerset.x-k8s.io/v1", "the component policy-nodes"),
     "Prometheus operator": ("/apis/monitoring.coreos.com/v1", "the component monitoring"),
     "cert-manager": ("/apis/cert-manager.io/v1", "the components tls-certificate and ingress-certificate"),
     "Gateway API": ("/apis/gateway.networking.k8s.io/v1", "the component gateway-api"),
@@ -22,7 +23,8 @@ _EXTENSIONS: Mapping[str, tuple[str, str]] = {
 }
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 _OPTIONAL_GROUPS = (
-    *("cert-manager.io", "gateway.networking.k8s.io", "jobset.x-k8s.io", "keda.sh", "monitoring.coreos.com"),
+    *("cert-manager.io", "gateway.networking.k8s.io", "jobset.x-k8s.io", "keda.sh"),
+    *("leaderworkerset.x-k8s.io", "monitoring.coreos.com"),
 )
 
 

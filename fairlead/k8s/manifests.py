@@ -26,6 +26,7 @@ from fairlead.config.http import GatewaySection
 from fairlead.config.infrastructure import RanksSection, redis_url_without_secrets
 from fairlead.config.saving import as_toml
 from fairlead.errors import ConfigError
+from fairlead.k8s import policy_nodes
 from fairlead.k8s.labels import COMPONENT, INSTANCE, NAME
 from fairlead.k8s.prefix import check_run_name, prefixed
 from fairlead.k8s.settings import pod_templates, split
@@ -141,6 +142,8 @@ def render_run(config: RunConfig, target: Target) -> list[Manifest]:
     objects = [one for one in objects if one["metadata"]["labels"].get(NAME) not in left_out]
     objects = _with_routes(config, objects)
     _check_autoscalers(objects)
+    policy_nodes.check(objects, config)
+    _fit_groups(objects, config)
     if not has_queue(objects):
         _check_external_queue(config)
     else:
@@ -211,8 +214,12 @@ def _inside(config: RunConfig) -> RunConfig:
 def _kustomization(config: RunConfig, target: Target, folder: Path) -> Mapping[str, object]:
     manifests = checkout()
     # Others change what `feedback` and `gateway-ingress` add, and `external-redis` what others have added.
-    # The JobSet takes over the Job as all others have changed it, and Kueue has a label on either.
-    order = (_FEEDBACK, "gateway-ingress", "", "external-redis", "external-redis-ca", "jobset", "kueue")
+    # The JobSet takes over the Job as all others have changed it, a LeaderWorkerSet the Deployment, and Kueue
+    # has a label on a Job or JobSet.
+    order = (
+        *(_FEEDBACK, "gateway-ingress", "", "external-redis", "external-redis-ca"),
+        *("policy-nodes", "jobset", "kueue"),
+    )
     names = sorted(target.components, key=lambda name: order.index(name if name in order else ""))
     components = [_existing(manifests / "components", name, "component") for name in names]
     addresses = _shared_addresses(target.shared)
@@ -318,6 +325,15 @@ def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
     return manifest
 
 
+def _fit_groups(objects: Sequence[Manifest], config: RunConfig) -> None:
+    """Fit a policy on several nodes to the run, and give each of its pods its share of the GPUs."""
+    for manifest in objects:
+        if manifest["kind"] == policy_nodes.LEADER_WORKER_SET[1]:
+            gpus = policy_nodes.fit(manifest, config, labels={INSTANCE: config.name.rstrip("._-")})
+            for template in pod_templates(manifest):
+                _set_gpus({"template": template}, gpus)
+
+
 def has_queue(objects: Sequence[Manifest]) -> bool:
     """Return whether the objects have a queue of their own, and do not use one of the component
     `external-redis`.
@@ -381,8 +397,8 @@ def _set_metrics_tls(manifest: Manifest) -> None:
                 # Pods are scraped by their addresses.
                 "serverName": _CERTIFIED,
             }
-    if manifest["kind"] in ("Deployment", "StatefulSet", "Job", "JobSet"):
-        for container in job_spec(manifest)["template"]["spec"]["containers"]:
+    for template in pod_templates(manifest):
+        for container in template["spec"]["containers"]:
             for name in ("startupProbe", "livenessProbe", "readinessProbe"):
                 request = container.get(name, {}).get("httpGet", {})
                 if request.get("port") == "metrics":
@@ -469,10 +485,11 @@ def _set_ranks(job: Manifest, section: RanksSection, *, first_pod: str) -> None:
 def _check_images(objects: Sequence[Manifest]) -> None:
     """Refuse an image without a registry: Docker Hub would be searched, where anyone may own the name."""
     for manifest in objects:
-        spec = job_spec(manifest) if manifest["kind"] == "JobSet" else manifest.get("spec", {})
-        pod = spec.get("template", {}).get("spec", {})
-        images = [container["image"] for container in pod.get("containers", ())]
-        images += [one["image"]["reference"] for one in pod.get("volumes") or () if "image" in one]
+        pods = [template["spec"] for template in pod_templates(manifest)]
+        images = [container["image"] for pod in pods for container in pod["containers"]]
+        images += [
+            one["image"]["reference"] for pod in pods for one in pod.get("volumes") or () if "image" in one
+        ]
         for image in images:
             if "/" not in image:
                 raise ConfigError(

@@ -19,7 +19,7 @@ from fairlead.k8s.prune import superfluous
 from fairlead.k8s.settings import pod_templates
 
 _OF_THE_SERVER = ("managedFields", "resourceVersion", "generation", "creationTimestamp", "uid", "selfLink")
-_OWNERS = ("Deployment", "StatefulSet", "Job", "JobSet")
+_OWNERS = ("Deployment", "StatefulSet", "Job", "JobSet", "LeaderWorkerSet")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from fairlead.k8s import obstacles
 from fairlead.k8s.cluster import Cluster
 from fairlead.k8s.labels import NAME
 from fairlead.k8s.manifests import JOB_SET, Manifest, job_spec
+from fairlead.k8s.policy_nodes import LEADER_WORKER_SET, as_deployment
 
 KINDS = (("apps/v1", "StatefulSet"), ("apps/v1", "Deployment"), ("batch/v1", "Job"))
 """Kinds of objects that own pods, besides JobSets."""
@@ -81,6 +82,7 @@ def observe(cluster: Cluster, selector: str) -> tuple[list[Manifest], list[Manif
     # The Job of a JobSet fails whenever the JobSet restarts it.
     owners = [one for one in owners if _JOB_SET_NAME not in (one["metadata"].get("labels") or {})]
     owners += [_as_job(one) for one in cluster.list_if_known(*JOB_SET, selector=selector)]
+    owners += [as_deployment(one) for one in cluster.list_if_known(*LEADER_WORKER_SET, selector=selector)]
     pods = cluster.list("v1", "Pod", selector)
     pods.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
     return owners, pods

@@ -70,6 +70,8 @@ def pod_templates(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
     jobs = [one["template"]["spec"] for one in spec.get("replicatedJobs") or ()]
     if "jobTemplate" in spec:
         jobs.append(spec["jobTemplate"]["spec"])
+    group = spec.get("leaderWorkerTemplate") or {}
+    jobs += [{"template": group[name]} for name in ("leaderTemplate", "workerTemplate") if name in group]
     yield from (job["template"] for job in (spec, *jobs) if "spec" in (job.get("template") or {}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 
 import pytest
@@ -139,3 +140,42 @@ def test_vllm_gets_its_image_and_shared_memory():
     assert container(policy)["image"].startswith("registry.test/team/fairlead-vllm:")
     (shared,) = [one["emptyDir"] for one in policy["spec"]["volumes"] if one["name"] == "shm"]
     assert shared == {"medium": "Memory", "sizeLimit": "16Gi"}
+
+
+def test_nodes_of_a_policy_are_one_service_and_workers_without_servers():
+    objects = rendered("large, policy nodes")
+    assert "policy" not in of_kind(objects, "Deployment")
+    group = of_kind(objects, "LeaderWorkerSet")["policy"]["spec"]["leaderWorkerTemplate"]
+    assert group["size"] == 2
+    first, further = (templates(objects)[name] for name in ("policy", "policy-node"))
+    single = templates(rendered("large"))["policy"]
+    for template in (first, further):
+        assert container(template)["resources"]["limits"]["nvidia.com/gpu"] == "8", "16 on two nodes"
+        assert container(template)["image"] == container(single)["image"]
+        volumes = {one["name"]: one for one in template["spec"]["volumes"]}
+        assert volumes["fairlead"] == {"name": "fairlead", "persistentVolumeClaim": {"claimName": "fairlead"}}
+        assert volumes["run"]["configMap"]["name"] in of_kind(objects, "ConfigMap"), "both read the settings"
+        assert template["metadata"]["labels"]["fairlead-nodes"] == "policy"
+    assert container(first)["args"] == container(single)["args"]
+    assert container(further)["args"][:3] == ["python", "-m", "services.policy.vllm.node"]
+    assert importlib.util.find_spec("services.policy.vllm.node") is not None
+    assert not {"ports", "startupProbe", "livenessProbe", "readinessProbe"} & set(container(further))
+    service = of_kind(objects, "Service")["policy"]["spec"]["selector"]
+    assert service.items() <= first["metadata"]["labels"].items()
+    assert not service.items() <= further["metadata"]["labels"].items(), "callers reach first nodes only"
+
+
+@pytest.mark.parametrize(
+    ("components", "vllm", "message"),
+    [
+        (("vllm", "policy-nodes"), {}, r"policy\.vllm\.nnodes: got 1, allowed: 2 or more"),
+        (("vllm",), {"nnodes": 2}, "allowed: 1 without the component policy-nodes"),
+        (("vllm", "policy-nodes"), {"nnodes": 3, "tensor_parallel_size": 8}, "divides the 8 GPUs"),
+        (("vllm", "policy-nodes"), {"nnodes": "two"}, "allowed: a whole number above 0"),
+    ],
+)
+def test_nodes_of_a_policy_need_component_and_setting(components, vllm, message):
+    overrides = {"policy.engine": "vllm"} | {f"policy.vllm.{key}": value for key, value in vllm.items()}
+    target = Target(overlay="gpu", components=components, namespace="fairlead", registry="registry.test")
+    with pytest.raises(ConfigError, match=message):
+        render(load(overrides=overrides), target)

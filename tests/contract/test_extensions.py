@@ -36,6 +36,7 @@ def documented() -> list[Manifest]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @needs_kubectl
 def test_objects_match_the_published_schemas():
     """Every object of every variant and of the documents, unknown fields refused."""

@@ -24,6 +24,7 @@ from fairlead.k8s.manifests import (
     kustomize,
     render,
 )
+from fairlead.k8s.settings import pod_templates
 from tests.extension_schemas import SCHEMAS
 from tests.rendered import (
     MODEL_SERVICES,
@@ -43,7 +44,7 @@ COMPONENTS = {
     "shared": (),
     "files": ("files",),
     "queue": ("redis",),
-    "model-service": tuple(MODEL_SERVICES),
+    "model-service": (*MODEL_SERVICES, "policy-node"),
     "worker": ("rollout-worker",),
     "gateway": ("gateway",),
     "trainer": ("trainer",),
@@ -95,6 +96,10 @@ def test_strict_schemas(objects):
         if manifest["kind"] in SCHEMAS:
             assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
             jsonschema.validate(manifest["spec"], SCHEMAS[manifest["kind"]])
+        if manifest["kind"] == "LeaderWorkerSet":
+            for template in pod_templates(manifest):
+                pod = {"apiVersion": "v1", "kind": "PodTemplate", "template": template}
+                _validate(json.dumps(pod | {"metadata": {}}), OLDEST)
         if manifest["kind"] == "JobSet":
             assert (manifest["apiVersion"], manifest["kind"]) == JOB_SET
             (ranks,) = manifest["spec"]["replicatedJobs"]
@@ -273,7 +278,8 @@ def test_gitops_tools_replace_the_trainer_and_never_delete_volumes(objects):
 def test_every_process_mounts_only_its_own_settings(objects):
     maps = {name for name in of_kind(objects, "ConfigMap") if name.startswith("run-")}
     mounted = {
-        volume["configMap"]["name"]: name
+        # The nodes of a policy have one file.
+        volume["configMap"]["name"]: name.removesuffix("-node")
         for name, template in templates(objects).items()
         for volume in template["spec"]["volumes"]
         if volume["name"] == "run" and "configMap" in volume

@@ -126,3 +126,14 @@ def test_run_reaches_only_dns_outside_its_namespace(network):
     assert [name for name in mine if network.allows(name, "database", 5432)] == ["feedback"]
     sqlite = Network(rendered("kind, feedback"))
     assert not sqlite.allows("feedback", "database", 5432), "its store is a file"
+
+
+def test_nodes_of_a_policy_reach_one_another_at_every_port():
+    nodes = Network(rendered("large, policy nodes"))
+    between = [("policy", "policy-node"), ("policy-node", "policy"), ("policy-node", "policy-node")]
+    assert all(nodes.allows(*edge, port) for edge in between for port in PORTS)
+    callers = {
+        name for name in nodes.pods if name != "monitoring" and nodes.allows(name, "policy-node", 5001)
+    }
+    assert callers == {"policy", "policy-node"}
+    assert not nodes.allows("policy-node", "redis", 6379)

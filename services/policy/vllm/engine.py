@@ -84,6 +84,7 @@ class VllmEngine(EngineFront):
             first=path,
             info=info,
             finish_before_swap=limits.finish_before_swap,
+            on_several_nodes=settings.parallel_config.nnodes > 1,
         )
         if config.policy.serve_initial:
             self._vllm.use(InUse(WeightVersion(0, 0)))

@@ -6,6 +6,7 @@ Imports vllm only after its version was checked and its environment was set.
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 from fairlead.config import RunConfig
@@ -44,7 +45,37 @@ def engine_args(config: RunConfig, path: str, *, max_sequence_tokens: int) -> As
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
     options = config.policy.vllm
     install.check_options(options, known, refused=VLLM_OPTIONS_SET_BY_FAIRLEAD, field="policy.vllm")
-    return AsyncEngineArgs(**_own(config, path, max_sequence_tokens), **options)
+    return AsyncEngineArgs(**_own(config, path, max_sequence_tokens), **place(config), **options)
+
+
+def place(config: RunConfig) -> dict[str, Any]:
+    """Return the place of this process among the nodes that share one engine, as LeaderWorkerSet names it.
+
+    Raises:
+        ConfigError: if a setting cannot be used on several nodes.
+    """
+    options = config.policy.vllm
+    if options.get("nnodes", 1) == 1:
+        return {}
+    if config.ppo.lora.rank:
+        raise ConfigError(
+            "ppo.lora.rank",
+            got=config.ppo.lora.rank,
+            allowed="0 with policy.vllm.nnodes above 1: an adapter is loaded from files of one machine",
+        )
+    if config.weights.transport != "filesystem":
+        raise ConfigError(
+            "weights.transport",
+            got=config.weights.transport,
+            allowed="filesystem with policy.vllm.nnodes above 1: every node reads weights from the volume",
+        )
+    variables = {"node_rank": "LWS_WORKER_INDEX", "master_addr": "LWS_LEADER_ADDRESS"}
+    found = {name: os.environ[key] for name, key in variables.items() if key in os.environ}
+    return {
+        name: int(value) if name == "node_rank" else value
+        for name, value in found.items()
+        if name not in options
+    }
 
 
 def _own(config: RunConfig, path: str, max_sequence_tokens: int) -> dict[str, Any]:

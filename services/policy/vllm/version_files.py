@@ -84,14 +84,19 @@ class HeldVersion:
 
     The files are opened here, and `path` is a folder of links to the open files, for the other processes of
     vLLM on this machine. So the version in use can be loaded again if a newer one turns out to be bad.
+    Processes on other machines read the folder itself, which is then not held: a version that the store has
+    deleted cannot be loaded again.
     """
 
-    def __init__(self, folder: Path, *, adapter: Adapter | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, adapter: Adapter | None = None, on_several_nodes: bool = False
+    ) -> None:
         """Open the files.
 
         Args:
             folder: the version.
             adapter: if the files hold an adapter: its configuration, which is written next to them.
+            on_several_nodes: whether other machines read them, too; not with an adapter.
 
         Raises:
             CorruptWeights: if a file cannot be opened, or an adapter has several files.
@@ -99,8 +104,12 @@ class HeldVersion:
         files = sorted(folder.glob("*.safetensors"))
         if adapter is not None and len(files) != 1:
             raise CorruptWeights(f"{folder} holds an adapter in {len(files)} files; vLLM reads one")
-        self.path = Path(tempfile.mkdtemp(prefix="fairlead-weights-"))
+        self._links: Path | None = None
         self._descriptors: list[int] = []
+        if on_several_nodes:
+            self.path = folder
+            return
+        self.path = self._links = Path(tempfile.mkdtemp(prefix="fairlead-weights-"))
         try:
             if adapter is not None:
                 self._write_adapter(adapter)
@@ -115,7 +124,8 @@ class HeldVersion:
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
-        shutil.rmtree(self.path, ignore_errors=True)
+        if self._links is not None:
+            shutil.rmtree(self._links, ignore_errors=True)
 
     def _link(self, file: Path, name: str) -> None:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)

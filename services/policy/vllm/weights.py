@@ -47,6 +47,7 @@ class WeightSwap:
         first: str,
         info: ModelInfo,
         finish_before_swap: bool,
+        on_several_nodes: bool = False,
     ) -> None:
         """
         Args:
@@ -55,6 +56,7 @@ class WeightSwap:
             first: folder or hub id of the weights that the engine started with.
             info: description of the model.
             finish_before_swap: finish running samples before a swap.
+            on_several_nodes: whether vLLM's processes on other machines read the files, too.
         """
         self._backend = backend
         self._llm = backend.llm
@@ -62,6 +64,7 @@ class WeightSwap:
         self._dtype = info.dtype
         self._longest = info.max_sequence_tokens - 1
         self._finish_before_swap = finish_before_swap
+        self._on_several_nodes = on_several_nodes
         self._first = first
         self._held: HeldVersion | None = None
         self._adapters: dict[LoRARequest, HeldVersion] = {}
@@ -76,7 +79,7 @@ class WeightSwap:
                 before them are in use.
         """
         async with self._lock:
-            held = await asyncio.to_thread(HeldVersion, folder)
+            held = await asyncio.to_thread(HeldVersion, folder, on_several_nodes=self._on_several_nodes)
             with self._backend.no_new_samples():
                 start = await self._pause()
                 try:

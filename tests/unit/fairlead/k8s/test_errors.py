@@ -16,6 +16,7 @@ from fairlead.cli.main import app
 from fairlead.k8s import manifests
 from tests import cluster_stand_in
 from tests.cluster_stand_in import TOKEN, configuration
+from tests.rendered import COMPONENTS
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
 
@@ -151,10 +152,7 @@ def test_missing_or_broken_kubeconfig_and_unknown_context(cluster, tmp_path):
         (["--overlay", "none"], "overlay: got 'none', allowed: one of gpu, kind, large, or a folder"),
         (
             ["--overlay", "kind", "--component", "none"],
-            "allowed: one of backup, backup-feedback, external-redis, external-redis-ca, feedback, "
-            "feedback-postgres, gateway-api, gateway-ingress, gpu, hpa, hub-token, jobset, keda, keys, "
-            "model-image, monitoring, namespace, network-policies, operator-role, priority, pull-secret, "
-            "tls, weights-over-grpc",
+            f"got 'none', allowed: one of {', '.join(COMPONENTS)}, or a folder",
         ),
         (["--overlay", "gpu"], "allowed: an image with a registry: --registry"),
         (

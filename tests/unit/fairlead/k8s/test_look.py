@@ -12,7 +12,7 @@ import pytest
 from fairlead.cli import k8s_models
 from fairlead.k8s import fetch
 from tests.cluster_controllers import CREATING, READY, ended
-from tests.cluster_stand_in import JOB_SETS, KEDA, named, writes
+from tests.cluster_stand_in import JOB_SETS, KEDA, LEADER_WORKER_SETS, named, writes
 from tests.rendered import rendered
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
@@ -117,3 +117,21 @@ def test_status_shows_that_the_trainer_waits_in_a_queue(cluster, fairlead, compo
     named(cluster, plural)["trainer"]["spec"]["suspend"] = True
     shown = fairlead("status").stdout
     assert "suspended: waits in the queue fairlead of Kueue" in shown
+
+
+def test_policy_on_several_nodes_is_shown_scaled_and_deleted(cluster, fairlead):
+    cluster.kinds |= LEADER_WORKER_SETS
+    nodes = ("--set", "policy.engine=vllm", "--set", "policy.vllm.nnodes=2")
+    size = ("--set", "policy.vllm.tensor_parallel_size=2", "--registry", "registry.test/team")
+    components = ("--component", "vllm", "--component", "policy-nodes")
+    fairlead(*UP, *components, *nodes, *size, "--timeout-seconds", "0.5", code=4)
+    assert "policy" not in named(cluster, "deployments")
+    group = named(cluster, "leaderworkersets")["policy"]
+    assert "policy          0/1" in fairlead("status").stdout
+    group["status"] = {"replicas": 1, "readyReplicas": 1, "updatedReplicas": 1}
+    assert "policy          1/1" in fairlead("status").stdout
+    fairlead("scale", "policy=3", "reward=2")
+    assert group["spec"]["replicas"] == 3
+    assert "policy          1/3" in fairlead("status").stdout
+    fairlead("down")
+    assert named(cluster, "leaderworkersets") == {}

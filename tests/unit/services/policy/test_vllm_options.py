@@ -21,6 +21,7 @@ from fairlead.nn import adapters
 from fairlead.nn.loading import causal_lm_without_weights, load_causal_lm
 from fairlead.planning.installed_vllm import require_vllm
 from fairlead.transports.weights.base import Adapter
+from services.policy.vllm.options import place
 from services.policy.vllm.version_files import ExpectedTensors, HeldVersion, check_names
 from services.vllm import service_process
 from services.vllm.install import check_options
@@ -174,6 +175,28 @@ def test_adapter_versions_hold_only_the_adapter(folder: Path, loaded: PreTrained
     ExpectedTensors(empty).check(tmp_path)
     with pytest.raises(CorruptWeights, match="which the model does not have"):
         ExpectedTensors(causal_lm_without_weights(str(folder))).check(tmp_path)
+
+
+def test_place_among_nodes_is_that_of_the_group(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LWS_LEADER_ADDRESS", "policy-0.policy-0.fairlead")
+    monkeypatch.setenv("LWS_WORKER_INDEX", "1")
+    assert place(config.load()) == {}, "one node"
+    nodes = {"policy.vllm.nnodes": "2"}
+    found = {"node_rank": 1, "master_addr": "policy-0.policy-0.fairlead"}
+    assert place(config.load(overrides=nodes)) == found
+    own = nodes | {"policy.vllm.master_addr": "10.0.0.1"}
+    assert place(config.load(overrides=own)) == {"node_rank": 1}
+    for setting, value in (("ppo.lora.rank", "8"), ("weights.transport", "grpc")):
+        with pytest.raises(ConfigError, match=rf"{setting}: .*with policy\.vllm\.nnodes above 1"):
+            place(config.load(overrides=nodes | {setting: value}))
+
+
+def test_version_on_several_nodes_is_its_folder(tmp_path: Path):
+    save_file({"x": torch.arange(4.0)}, tmp_path / "model-00001.safetensors")
+    held = HeldVersion(tmp_path, on_several_nodes=True)
+    assert held.path == tmp_path
+    held.close()
+    assert (tmp_path / "model-00001.safetensors").is_file(), "the store's own files stay"
 
 
 def test_held_version_outlives_its_folder(tmp_path: Path):
