@@ -49,7 +49,9 @@ def job(objects: Sequence[Manifest], model: str, *, revision: str, folder: str, 
         raise ConfigError("to", got=folder, allowed="a folder relative to /fairlead, such as models/name")
     trainer = next(one for one in objects if one["kind"] in ("Job", "JobSet"))
     files = next(
-        one for one in objects if (one["kind"], one["metadata"]["labels"][NAME]) == ("Deployment", "files")
+        one
+        for one in objects
+        if (one["kind"], one["metadata"]["labels"].get(NAME)) == ("Deployment", "files")
     )
     template = copy.deepcopy(files["spec"]["template"])
     labels = files["metadata"]["labels"] | {NAME: NAME_OF_JOB, COMPONENT: FETCH}
