@@ -189,47 +189,6 @@ async def test_many_tasks_end_at_once(run: Run) -> None:
     assert await asyncio.gather(*(worker.finish(claim, LETTER) for claim in claims)) == [True] * 200
 
 
-async def test_tasks_that_end_together_are_finished_by_one_script(run: Run) -> None:
-    trainer = run.trainer()
-    trainer.dispatch([task(number) for number in range(5)])
-    worker = await run.worker()
-    claims = await worker.claim(count=5, block_seconds=1.0)
-    trainer.dispatch([task(2)])  # closes the sending that the worker holds
-
-    def scripts() -> int:
-        return int(run.raw.info("commandstats")["cmdstat_evalsha"]["calls"])
-
-    await worker.renew(claims)
-    before = scripts()
-    # A repeated call of a task learns that its sending is closed, even within one script.
-    ended = [*claims, claims[0]]
-    found = await asyncio.gather(*(worker.finish(claim, LETTER) for claim in ended))
-    assert found == [True, True, False, True, True, False]
-    assert scripts() == before + 1
-    assert [entry.outcome.task.task_id for entry in trainer.read(after="0", count=9, block_seconds=0)] == [
-        0,
-        1,
-        3,
-        4,
-    ]
-    assert trainer.snapshot().tasks_under_way() == {2}
-    assert trainer.stats().in_flight == 0
-
-
-async def test_cancelled_finish_is_not_sent(run: Run) -> None:
-    run.trainer().dispatch([task(number) for number in range(2)])
-    worker = await run.worker()
-    claims = await worker.claim(count=2, block_seconds=1.0)
-    cancelled, kept = (asyncio.create_task(worker.finish(claim, LETTER)) for claim in claims)
-    await asyncio.sleep(0)
-    cancelled.cancel()
-    assert await kept
-    assert run.raw.xlen(run.keys.rollouts) == 1
-    await worker.release([claims[0]])
-    [again] = await worker.claim(count=2, block_seconds=1.0)
-    assert again.task.task_id == 0
-
-
 async def test_consumer_is_removed_only_if_it_holds_nothing(run: Run) -> None:
     trainer = run.trainer()
     trainer.dispatch([task(0)])

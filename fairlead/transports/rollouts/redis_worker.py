@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,9 +40,6 @@ _SCRIPTS = ("claim", "renew", "finish", "fail", "release", "leave")
 _CONSUMER_GONE_MS = 3_600_000
 _LONGEST_POLL_SECONDS = 0.5
 _CONNECTIONS = 8
-_MAX_FINISHED = 64
-_MAX_FINISHED_BYTES = 1 << 20
-"""Tasks that one call of the script finishes, and their outcomes; a larger outcome has a call of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +77,6 @@ class Delivery:
         return Claim(self.entry_id, task, self.sending, self.deliveries, self.failures)
 
 
-@dataclass(slots=True, eq=False)
-class _Finished:
-    """A task whose outcome has not been stored yet."""
-
-    arguments: list[str | int | bytes]
-    """Those of the script."""
-    num_bytes: int
-    """Size of its outcome."""
-    first: asyncio.Future[bool]
-    """Whether its sending was open."""
-
-
 class RedisWorkerQueue:
     """WorkerQueue over Redis Streams; see `base.WorkerQueue`."""
 
@@ -114,8 +98,6 @@ class RedisWorkerQueue:
         self._on_dead_letter = on_dead_letter
         self._where = address(section.redis_url)
         self._scripts = {name: client.register_script(script(name)) for name in _SCRIPTS}
-        self._finished: deque[_Finished] = deque()
-        self._finishing: asyncio.Task[None] | None = None
 
     @classmethod
     async def connect(
@@ -187,14 +169,8 @@ class RedisWorkerQueue:
         return frozenset(entry.decode() for entry in await self._run("renew", arguments))
 
     async def finish(self, claim: Claim, result: TaskResult) -> bool:
-        """See `WorkerQueue.finish`. Safe to repeat. Tasks that end together are finished by one script."""
-        outcome = self._outcome(claim, result)
-        loop = asyncio.get_running_loop()
-        finished = _Finished([*_sending(claim), outcome], len(outcome), loop.create_future())
-        self._finished.append(finished)
-        if self._finishing is None or self._finishing.done():
-            self._finishing = loop.create_task(self._finish(), name="finish")
-        return await finished.first
+        """See `WorkerQueue.finish`. Safe to repeat."""
+        return bool(await self._run("finish", [*_sending(claim), self._outcome(claim, result)]))
 
     async def fail(self, claim: Claim, letter: DeadLetter) -> bool:
         """See `WorkerQueue.fail`. Safe to repeat; counts only while this worker holds the lease."""
@@ -222,38 +198,6 @@ class RedisWorkerQueue:
     async def _run(self, name: str, arguments: Sequence[str | int | bytes]) -> Any:  # noqa: ANN401 - the type of the reply depends on the script
         with errors_of(self._where):
             return await self._scripts[name](keys=self._keys.all(), args=arguments)
-
-    async def _finish(self) -> None:
-        """Finish tasks until none waits."""
-        while batch := self._next_finished():
-            try:
-                found = await self._run("finish", [value for each in batch for value in each.arguments])
-            except asyncio.CancelledError:
-                for each in batch:
-                    each.first.cancel()
-                raise
-            except Exception as error:  # noqa: BLE001 - raised to the callers
-                for each in batch:
-                    if not each.first.done():
-                        each.first.set_exception(error)
-            else:
-                for each, first in zip(batch, found, strict=True):
-                    if not each.first.done():
-                        each.first.set_result(bool(first))
-
-    def _next_finished(self) -> list[_Finished]:
-        """Return the tasks of the next script; those whose caller was cancelled are left out."""
-        batch: list[_Finished] = []
-        num_bytes = 0
-        while self._finished and len(batch) < _MAX_FINISHED:
-            first = self._finished[0]
-            if batch and num_bytes + first.num_bytes > _MAX_FINISHED_BYTES:
-                break
-            self._finished.popleft()
-            if not first.first.done():
-                batch.append(first)
-                num_bytes += first.num_bytes
-        return batch
 
     async def _wait_for_new(self, last_delivered: bytes, seconds: float) -> None:
         with errors_of(self._where):

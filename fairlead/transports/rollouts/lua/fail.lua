@@ -19,7 +19,6 @@ if not pending or pending.consumer ~= consumer then
 end
 if failures + 1 >= max_failures then
   close(task, incarnation, number, entry, letter)
-  trim()
   return 2
 end
 store_sending(task, incarnation, number, failures + 1, entry)

@@ -115,11 +115,11 @@ local function acknowledge(entry)
   redis.call('XACK', PROMPTS, GROUP, entry)
 end
 
--- The caller trims afterwards.
 local function close(task, incarnation, number, entry, outcome)
   redis.call('XADD', ROLLOUTS, '*', 'task', task, 'incarnation', incarnation, 'number', number, 'outcome', outcome)
   redis.call('HDEL', OUTSTANDING, task)
   acknowledge(entry)
+  trim()
 end
 
 -- Return owner and delivery count of a pending entry, or nil.
