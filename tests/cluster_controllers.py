@@ -53,6 +53,10 @@ class Controllers:
     """By process: container states of pods created from now on, one per step; the last state stays."""
     failed: dict[str, int] = field(default_factory=dict)
     """By Job: number of its failed pods."""
+    conditions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Conditions by Deployment or StatefulSet."""
+    init: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """States of the init containers by pod."""
     made: int = 0
     """Number of pods created."""
 
@@ -133,6 +137,8 @@ class Controllers:
             pod["status"] = {"conditions": [scheduled]}
         else:
             pod["status"] = {"startTime": pod["metadata"]["creationTimestamp"], "containerStatuses": [state]}
+        if init := self.init.get(pod["metadata"]["name"]):
+            pod["status"]["initContainerStatuses"] = init
 
     def _roll_up(self, key: Key, owner: dict[str, Any]) -> None:
         """Write the status that the real controller would write."""
@@ -145,6 +151,7 @@ class Controllers:
                 "replicas": len(pods),
                 "updatedReplicas": len(pods),
                 "readyReplicas": ready,
+                "conditions": self.conditions.get(key[2], []),
             }
             return
         ends = [end for state in states if (end := state["state"].get("terminated"))]

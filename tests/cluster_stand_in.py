@@ -24,7 +24,8 @@ import kubernetes_validate
 import trustme
 import yaml
 
-from tests.cluster_controllers import Controllers, Key
+from fairlead.k8s.labels import NAME, selector
+from tests.cluster_controllers import READY, Controllers, Key
 
 TOKEN = "a-token-of-the-test"
 _CREATED = "2026-01-01T00:00:00Z"
@@ -92,7 +93,15 @@ class StandIn:
     outside: dict[str, Any] = field(default_factory=lambda: {"/version": {"gitVersion": "v1.36.2"}})
     """Answers to a GET of paths outside a namespace."""
     logs: dict[str, str] = field(default_factory=dict)
-    """Log by pod."""
+    """Log by pod, of requests that do not follow it."""
+    written: dict[str, list[str]] = field(default_factory=dict)
+    """Lines by pod with their times, of requests that follow them."""
+    previous: dict[str, list[str]] = field(default_factory=dict)
+    """The same of the container before its last restart."""
+    cuts: list[str] = field(default_factory=list)
+    """Pods whose log is cut within a line, each once."""
+    ended: set[str] = field(default_factory=set)
+    """Pods whose container has ended, and whose log with it."""
     asked: set[tuple[str, str, str]] = field(default_factory=set)
     """Verb, API group and resource of every request to an object of the namespace."""
     closing: threading.Event = field(default_factory=threading.Event)
@@ -187,12 +196,38 @@ class StandIn:
         allowed = self._may(wanted["verb"], wanted.get("group", ""), resource, wanted.get("name", ""))
         return {"kind": "SelfSubjectAccessReview", "status": {"allowed": allowed}}
 
-    def _log(self, pod: str, query: dict[str, str]) -> str:
+    def _log(self, pod: str, query: dict[str, str]) -> str | Iterator[str]:
         self._authorize("get", "v1", "pods/log", pod)
+        if "follow" in query:
+            if query.get("previous") == "true":
+                return self._previous(pod, query)
+            return self._follow(pod, query, self.written.setdefault(pod, []))
         if query.get("previous") == "true":
             raise Refusal(400, "BadRequest", "previous terminated container not found")
         lines = self.logs.get(pod, "").splitlines()[-int(query["tailLines"]) :]
         return "\n".join(lines) + "\n"
+
+    def _previous(self, pod: str, query: dict[str, str]) -> Iterator[str]:
+        if pod not in self.previous:
+            raise Refusal(400, "BadRequest", "previous terminated container not found")
+        return iter([f"{line}\n" for line in self.previous[pod] if line[:19] >= query["sinceTime"][:19]])
+
+    def _follow(self, pod: str, query: dict[str, str], log: list[str]) -> Iterator[str]:
+        """Yield the lines of a container's log until it ends; `log` is replaced when it restarts."""
+        assert query["timestamps"] == "true"
+        position = 0 if "sinceTime" in query else max(0, len(log) - int(query["tailLines"]))
+        while not self.closing.is_set():
+            is_over = pod in self.ended or self.written[pod] is not log
+            new, position = log[position:], len(log)
+            # sinceTime has the resolution of a second.
+            yield "".join(f"{line}\n" for line in new if line[:19] >= query.get("sinceTime", "")[:19])
+            if pod in self.cuts:
+                self.cuts.remove(pod)
+                yield "2026-01-01T00:00:59.000000000Z half a li"
+                raise ConnectionAbortedError
+            if is_over:
+                return
+            self.closing.wait(0.05)
 
     def _may(self, verb: str, group: str, resource: str, name: str) -> bool:
         return self.rules is None or any(
@@ -323,6 +358,22 @@ def writes(cluster: StandIn) -> list[str]:
     return found
 
 
+def add_process(cluster: StandIn, plural: str, name: str, pods: int = 1) -> list[str]:
+    """Create an object of the run `one` with ready pods and only what is read of it; return its pods."""
+    labels = dict(part.split("=") for part in selector("one").split(",")) | {NAME: name}
+    containers = [{"name": "exporter", "image": "x"}, {"name": name, "image": "y"}]
+    template = {"metadata": {"labels": labels}, "spec": {"containers": containers}}
+    key = (plural, "fairlead", f"one-{name}")
+    cluster.objects[key] = {
+        "kind": {"deployments": "Deployment", "jobs": "Job", "statefulsets": "StatefulSet"}[plural],
+        "metadata": {"name": f"one-{name}", "labels": labels, "generation": 1},
+        "spec": {"template": template, "replicas": pods, "parallelism": pods},
+    }
+    cluster.controllers.scripts.setdefault(f"one-{name}", [READY])
+    cluster.controllers.applied(key)
+    return [pod for pod in named(cluster, "pods") if pod.startswith(f"one-{name}")]
+
+
 def _selects(selector: str, labels: dict[str, str]) -> bool:
     """Return whether labels match a selector such as `a=b,c in (d,e),f!=g`."""
     if any(labels.get(name) == value for name, value in re.findall(r"([\w./-]+)!=([\w.-]+)", selector)):
@@ -376,6 +427,9 @@ def serving(folder: Path) -> Iterator[tuple[StandIn, Path]]:
                 answer = state.answer(self.command, self.path, self.headers, body)
             except Refusal as refusal:
                 code, answer = refusal.code, refusal.status
+            if isinstance(answer, Iterator):
+                _stream(self, answer)
+                return
             is_text = isinstance(answer, str)
             text = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
             self.send_response(code)
@@ -417,6 +471,18 @@ def serving(folder: Path) -> Iterator[tuple[StandIn, Path]]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _stream(handler: BaseHTTPRequestHandler, parts: Iterator[str]) -> None:
+    """Write a body as its parts come."""
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    for part in parts:
+        if part:
+            handler.wfile.write(f"{len(part.encode()):x}\r\n{part}\r\n".encode())
+        handler.wfile.flush()
+    handler.wfile.write(b"0\r\n\r\n")
 
 
 def configuration(port: int, authority: Path, token: str) -> dict[str, Any]:

@@ -19,9 +19,11 @@ MODEL_SERVICES = {"policy": 5001, "reward": 5002, "reference": 5003}
 """Port by service."""
 OF_OVERLAYS = ("gpu", "namespace")
 """Components that overlays have themselves."""
-INSTEAD_OF_OTHERS = ("external-redis", "external-redis-ca", "hpa", "backup-feedback", "policy-nodes")
-"""Components that replace the base's queue, the Deployment of the policy or the component keda, or need
-what another replaces.
+INSTEAD_OF_OTHERS = (
+    *("external-redis", "external-redis-ca", "hpa", "backup-feedback", "policy-nodes", "shared-services"),
+)
+"""Components that replace the base's queue, the Deployment of the policy or the component keda, need what
+another replaces, or open a run to others.
 """
 CHANGES = {
     "backup-feedback": ("feedback", "backup"),
@@ -53,6 +55,7 @@ VARIANTS = {
     "large, policy nodes": ("large", ("policy-nodes", "network-policies", "keys", "tls")),
     "kind, feedback, backup": ("kind", ("feedback", "backup", "backup-feedback")),
     "kind, hpa, priority": ("kind", ("hpa", "priority", "model-image")),
+    "kind, shared services": ("kind", ("network-policies", "shared-services")),
     "everything": (
         "gpu",
         tuple(name for name in COMPONENTS if name not in (*OF_OVERLAYS, *INSTEAD_OF_OTHERS)),

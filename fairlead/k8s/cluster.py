@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import urllib3
 import yaml
@@ -26,6 +27,8 @@ FIELD_MANAGER = "fairlead"
 """Owner of the fields that `up` sets."""
 _APPLY_PATCH = "application/apply-patch+yaml"
 _MERGE_PATCH = "application/merge-patch+json"
+QUIET_SECONDS = 60.0
+"""A log without a new line for this long is requested again: a connection that is lost is silent, too."""
 
 
 class ObjectNotFound(ClusterRefused):
@@ -205,11 +208,55 @@ class Cluster:
         """Return what the API answers to a GET of a path outside the namespace, such as `/version`."""
         return self._request("GET", path, what=what)
 
-    def log(self, pod: str, *, lines: int, previous: bool) -> str:
-        """Return the last lines of a pod's log; `previous` means before the last restart of its container."""
+    def log(self, pod: str, *, lines: int, previous: bool, container: str = "") -> str:
+        """Return the last lines of a pod's log.
+
+        Args:
+            pod: name of the pod.
+            lines: at most this many.
+            previous: of the container before its last restart.
+            container: name of the container; required if the pod has several.
+        """
         query = {"tailLines": str(lines), "previous": str(previous).lower()}
+        query |= {"container": container} if container else {}
         path = f"{self.path('v1', 'Pod', pod)}/log"
         return self._send("GET", path, what=f"read the log of {pod}", query=query).decode(errors="replace")
+
+    def log_lines(self, pod: str, query: Mapping[str, str]) -> Iterator[str]:
+        """Yield the lines of a pod's log, new ones as they are written, until the container ends.
+
+        Args:
+            pod: name of the pod.
+            query: the API's options of a log.
+
+        Raises:
+            ClusterRefused: as for other requests, before the first line.
+            Unavailable: the connection was cut, or there was no line within `QUIET_SECONDS`.
+        """
+        from kubernetes.client.exceptions import ApiException
+
+        what = f"follow the log of {pod}"
+        path = f"{self.path('v1', 'Pod', pod)}/log"
+        settings = self.client.configuration
+        try:
+            answer = self.client.client.rest_client.pool_manager.request(
+                "GET",
+                f"{settings.host}{path}?{urlencode({'follow': 'true', **query})}",
+                headers={one["key"]: one["value"] for one in settings.auth_settings().values()},
+                preload_content=False,
+                timeout=urllib3.Timeout(connect=self.timeout_seconds, read=QUIET_SECONDS),
+                retries=False,
+            )
+            try:
+                if answer.status != 200:
+                    error = ApiException(status=answer.status, reason=answer.reason)
+                    error.body = answer.data.decode(errors="replace")
+                    raise refusal(error, what, host=self.host, namespace=self.namespace)
+                yield from _lines(answer)
+            finally:
+                answer.close()
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise no_answer(error, what, host=self.host, seconds=QUIET_SECONDS) from None
 
     def may(self, verb: str, group: str, resource: str, name: str = "") -> bool:
         """Return whether the account has a right in the namespace; asks the API (SelfSubjectAccessReview).
@@ -340,6 +387,14 @@ class Cluster:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise no_answer(error, what, host=self.host, seconds=self.timeout_seconds) from None
         return bytes(answer.data)
+
+
+def _lines(answer: urllib3.BaseHTTPResponse) -> Iterator[str]:
+    """Yield the complete lines of a body as they arrive; the rest of one that is cut is not a line."""
+    rest = b""
+    while part := answer.read1():
+        *complete, rest = (rest + part).split(b"\n")
+        yield from (line.decode(errors="replace") for line in complete)
 
 
 def refusal(error: Any, what: str, *, host: str, namespace: str) -> FairleadError:  # noqa: ANN401

@@ -75,17 +75,20 @@ def _namespace(cluster: Cluster) -> Finding:
 
 
 def _rights(cluster: Cluster) -> Iterator[Finding]:
-    """Yield the rights of the operator's role that the account lacks."""
-    role = checkout() / "components" / "operator-role" / "role.yaml"
+    """Yield the rights of the operator's role that the account lacks, and of that for several runs."""
+    folder = checkout() / "components" / "operator-role"
+    files = ("role.yaml", "runs.yaml") if cluster.run else ("role.yaml",)
+    texts = [(folder / name).read_text(encoding="utf-8") for name in files]
     missing: dict[str, list[str]] = {}
-    for rule in yaml.safe_load(role.read_text(encoding="utf-8"))["rules"]:
+    for rule in [rule for text in texts for rule in yaml.safe_load(text)["rules"]]:
         for resource, verb in _pairs(rule):
             group = rule["apiGroups"][0]
             names = rule.get("resourceNames", [""])
             if group not in _OPTIONAL_GROUPS and not cluster.may(verb, group, resource, names[0]):
                 missing.setdefault(f"{resource}.{group}" if group else resource, []).append(verb)
     if not missing:
-        yield Finding("ok", "rights", "those of the role fairlead-operator")
+        roles = "roles fairlead-operator and fairlead-runs" if cluster.run else "role fairlead-operator"
+        yield Finding("ok", "rights", f"those of the {roles}")
     for resource, verbs in missing.items():
         yield Finding(
             "missing", "rights", f"{', '.join(verbs)} of {resource}: see k8s/components/operator-role"

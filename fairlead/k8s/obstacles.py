@@ -15,6 +15,9 @@ _CLAIM = "PersistentVolumeClaim"
 _NOT_OBSTACLES = ("FailedScheduling", "Unhealthy", "BackOff")
 """Reasons of events that the state of the pod shows better, and without those that no longer hold."""
 
+_WITHOUT_A_CAUSE = ("Error: ErrImagePull", "Error: ImagePullBackOff")
+"""Messages of events that follow one with the cause."""
+
 
 def find(cluster: Cluster, pods: Sequence[Manifest], owners: Sequence[Manifest]) -> dict[str, str]:
     """Return, by process, what keeps its pods from starting; nothing for a process without a known obstacle.
@@ -33,7 +36,9 @@ def find(cluster: Cluster, pods: Sequence[Manifest], owners: Sequence[Manifest])
     for owner in owners:
         name = _process(owner)
         mine = [pod for pod in pods if _process(pod) == name and "deletionTimestamp" not in pod["metadata"]]
-        texts = [_of_pod(pod, claims, events) for pod in mine] if mine else [_of_owner(owner, events)]
+        texts = [_of_pod(pod, claims, events) for pod in mine]
+        # A quota may allow some of the pods.
+        texts += [_of_owner(owner, events)] if len(mine) < _wanted(owner) else []
         if text := next((text for text in texts if text), ""):
             found[name] = text
     return found
@@ -47,7 +52,11 @@ def _warnings(cluster: Cluster) -> dict[tuple[str, str], Manifest]:
 
 
 def _is_obstacle(event: Manifest) -> bool:
-    return event.get("type") == "Warning" and event.get("reason") not in _NOT_OBSTACLES
+    return (
+        event.get("type") == "Warning"
+        and event.get("reason") not in _NOT_OBSTACLES
+        and event.get("message") not in _WITHOUT_A_CAUSE
+    )
 
 
 def _when(event: Manifest) -> str:
@@ -70,14 +79,24 @@ def _of_pod(pod: Manifest, claims: Mapping[str, Manifest], events: Mapping[tuple
 
 
 def _of_owner(owner: Manifest, events: Mapping[tuple[str, str], Manifest]) -> str:
-    """Return why a process has no pods: a quota or a policy of the namespace refuses them."""
+    """Return why a process lacks pods: a quota or a policy of the namespace refuses them."""
     name = owner["metadata"]["name"]
+    made_by = {"Deployment": "ReplicaSet", "JobSet": "Job"}.get(owner["kind"], "")
     for (kind, about), event in events.items():
-        if (kind, about) == (owner["kind"], name) or (
-            kind == "ReplicaSet" and about.rpartition("-")[0] == name
-        ):
+        of_owner = (kind, about) == (owner["kind"], name)
+        # NAME-HASH of a ReplicaSet, NAME-ranks-0 of the Job of a JobSet.
+        parts = 1 if made_by == "ReplicaSet" else 2
+        if of_owner or (kind == made_by and "-".join(about.split("-")[:-parts]) == name):
             return _because(event).removeprefix(": ")
+    for one in (owner.get("status") or {}).get("conditions") or ():
+        if one["type"] == "ReplicaFailure" and one["status"] == "True":
+            return f"{one.get('reason', 'ReplicaFailure')}: {one.get('message', '')}"
     return ""
+
+
+def _wanted(owner: Manifest) -> int:
+    spec = owner["spec"]
+    return int(spec.get("parallelism" if owner["kind"] in ("Job", "JobSet") else "replicas", 1))
 
 
 def _because(event: Manifest | None) -> str:

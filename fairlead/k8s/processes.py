@@ -91,15 +91,25 @@ def observe(cluster: Cluster, selector: str) -> tuple[list[Manifest], list[Manif
 def states(cluster: Cluster, owners: Sequence[Manifest], pods: Sequence[Manifest]) -> list[ProcessState]:
     """Return the states of the processes of one run, from what `observe` returns; reads events if need be."""
     found = [_state(owner, [pod for pod in pods if _name(pod) == _name(owner)]) for owner in owners]
-    if all(state.is_settled or state.doing not in _UNEXPLAINED for state in found):
+    if all(state.is_settled or not _is_unexplained(state.doing) for state in found):
         return found
     reasons = obstacles.find(cluster, pods, owners)
     return [
         replace(state, doing=reasons[state.name])
-        if state.doing in _UNEXPLAINED and state.name in reasons
+        if _is_unexplained(state.doing) and state.name in reasons
         else state
         for state in found
     ]
+
+
+def _is_unexplained(doing: str) -> bool:
+    """Return whether an event or a claim may say more than the state of the pod."""
+    return (
+        doing in _UNEXPLAINED
+        or "unbound immediate PersistentVolumeClaims" in doing
+        # Newer kubelets add the cause themselves.
+        or (doing.startswith("ImagePullBackOff") and "ErrImagePull" not in doing)
+    )
 
 
 def _as_job(job_set: Manifest) -> Manifest:
@@ -217,7 +227,8 @@ def _settings(spec: Manifest) -> str:
 
 
 def _containers(pod: Manifest) -> Sequence[Manifest]:
-    return (pod.get("status") or {}).get("containerStatuses") or ()
+    status = pod.get("status") or {}
+    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
 
 
 def _doing(pods: Iterable[Manifest]) -> str:

@@ -15,17 +15,17 @@ import yaml
 
 from fairlead.config import load
 from fairlead.errors import ConfigError
-from fairlead.k8s.manifests import Manifest, Target, checkout, render_run
+from fairlead.k8s.manifests import Manifest, Target, render_run
 from fairlead.k8s.prefix import check_run_name, of_one_run
 from fairlead.k8s.settings import pod_templates
 from monitoring.__main__ import RULES
 from tests.contract.test_network_policies import EDGES, PORTS, Network
-from tests.rendered import OF_OVERLAYS, QUEUE, VARIANTS, data_of, needs_kubectl, of_kind
+from tests.rendered import COMPONENTS, OF_OVERLAYS, QUEUE, VARIANTS, data_of, needs_kubectl, of_kind
 
 RUNS = ("", "exp", "exp-b")
 """The run without a prefix, and two of which one name begins with the other."""
 SHARED_VARIANTS = ("everything", "kind, external redis", "kind, hpa, priority", "kind, feedback, backup")
-"""Together they have every component."""
+"""Together they have every component but that which opens a run to others."""
 INSTANCE = "app.kubernetes.io/instance"
 OF_PERSONS = {
     *("fairlead-api-key", "fairlead-feedback-store", "fairlead-hub", "fairlead-keys", "fairlead-redis"),
@@ -94,7 +94,7 @@ def variant(request):
 @needs_kubectl
 def test_variants_have_every_component():
     found = {name for variant in SHARED_VARIANTS for name in VARIANTS[variant][1]}
-    assert found | {*OF_OVERLAYS} == {path.name for path in (checkout() / "components").iterdir()}
+    assert found | {*OF_OVERLAYS, "shared-services"} == set(COMPONENTS)
 
 
 @needs_kubectl
@@ -190,6 +190,29 @@ def test_network_policies_of_two_runs_let_no_call_pass_between_them():
         for run in ("exp", "exp-b")
         for source, target, port in EDGES
     }
+
+
+@needs_kubectl
+def test_services_are_open_to_other_runs_only_with_the_component():
+    def allowed(first: str, second: str) -> set[tuple[str, str, int]]:
+        network = Network(of_run("exp", first) + of_run("exp-b", second))
+        mine, theirs = ([name for name in network.pods if name.startswith(run)] for run in ("exp-", "exp-b-"))
+        mine = [name for name in mine if name not in theirs]
+        return {
+            (source, target, port)
+            for source in theirs
+            for target in mine
+            for port in PORTS
+            if network.allows(source, target, port)
+        }
+
+    both = "kind, shared services"
+    assert allowed(both, both) == {
+        ("exp-b-rollout-worker", "exp-reward", 5002),
+        ("exp-b-rollout-worker", "exp-reference", 5003),
+        ("exp-b-gateway", "exp-reward", 5002),
+    }
+    assert allowed("kind + network-policies", both) == allowed(both, "kind + network-policies") == set()
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on the PATH")

@@ -150,7 +150,8 @@ def test_restarts_of_trainer_and_queue_are_shown_after_their_pods_are_gone(clust
     named(cluster, "jobs")["trainer"]["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
     cluster.controllers.failed["trainer"] = 2
     changed = {"manager": "fairlead", "operation": "Apply", "time": "2025-12-31T00:00:00Z"}
-    named(cluster, "statefulsets")["redis"]["metadata"]["managedFields"] = [changed]
+    queue = named(cluster, "statefulsets")["redis"]["metadata"]
+    queue |= {"managedFields": [changed], "creationTimestamp": changed["time"]}
     fairlead("status")  # The controllers notice.
     shown = fairlead("status").stdout
     rows = {line.split()[0]: line.split() for line in shown.splitlines() if line}
