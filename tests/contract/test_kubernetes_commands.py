@@ -26,6 +26,7 @@ from tests.cluster_controllers import READY, ended
 from tests.cluster_stand_in import JOB_SETS, KEDA, StandIn
 from tests.contract.test_kubernetes_page import COMMANDS, PAGE, ROOT
 from tests.rendered import needs_kubectl
+from tests.waiting import eventually
 
 NOT_RUN = set(re.findall(r"`([^`]+)`", PAGE.partition("**Not run by a test**")[2].partition("\n\n")[0]))
 """Beginnings of commands that the page names."""
@@ -105,15 +106,16 @@ def end_soon(cluster: StandIn, name: str) -> None:
             cluster.objects[kind, namespace, pod]["script"] = [READY, ended(0, "")]
 
     def delete() -> None:
+        log = re.compile(rf"GET .*/pods/{name}-pod-\d+/log")
+        eventually(lambda: any(log.fullmatch(line) for line in list(cluster.requests)), seconds=300)
         with cluster.lock:
-            for key in [
-                key for key in cluster.objects if key[2] == name or key[2].startswith(f"{name}-pod-")
-            ]:
-                if key[0] in ("deployments", "pods"):
+            for key in list(cluster.objects):
+                if key == owner or (key[0] == "pods" and key[2].startswith(f"{name}-pod-")):
                     del cluster.objects[key]
 
-    if ("deployments", "fairlead", name) in cluster.objects:
-        threading.Timer(0.5, delete).start()
+    owner = ("deployments", "fairlead", name)
+    if owner in cluster.objects:
+        threading.Thread(target=delete, daemon=True).start()
 
 
 @pytest.mark.slow
@@ -123,6 +125,7 @@ def test_commands_of_fairlead_run_in_the_order_of_the_pages(cluster):
     runner = CliRunner()
     for line in OURS:
         words = shlex.split(line)[1:]
+        cluster.requests.clear()
         if "--follow" in words:
             run = f"{words[words.index('--run') + 1]}-" if "--run" in words else ""
             end_soon(cluster, f"{run}{words[words.index('logs') + 1]}")
