@@ -24,7 +24,10 @@ from tests.rendered import COMPONENTS, OF_OVERLAYS, QUEUE, VARIANTS, data_of, ne
 
 RUNS = ("", "exp", "exp-b")
 """The run without a prefix, and two of which one name begins with the other."""
-SHARED_VARIANTS = ("everything", "kind, external redis", "kind, hpa, priority", "kind, feedback, backup")
+SHARED_VARIANTS = (
+    *("everything", "kind, external redis", "kind, hpa, priority", "kind, feedback, backup"),
+    "large, policy nodes",
+)
 """Together they have every component but that which opens a run to others."""
 INSTANCE = "app.kubernetes.io/instance"
 OF_PERSONS = {
@@ -41,6 +44,12 @@ def of_run(run: str, variant: str, **options: Any) -> tuple[Manifest, ...]:
     overrides: dict[str, object] = {"name": run or "run", "ranks.nodes": 2}
     overrides |= {"feedback.origin": "https://feedback.test", "gateway.origin": "https://gateway.test"}
     overrides |= {"queue.redis_url": QUEUE} if "external-redis" in components else {}
+    if "policy-nodes" in components:
+        overrides |= {
+            "policy.engine": "vllm",
+            "policy.vllm.nnodes": 2,
+            "policy.vllm.tensor_parallel_size": 16,
+        }
     target = Target(
         overlay=overlay,
         components=components,
