@@ -12,11 +12,9 @@ import pytest
 import yaml
 
 from fairlead.config import load
+from fairlead.k8s.labels import COMPONENT, NAME, PART_OF
 from fairlead.k8s.manifests import (
-    COMPONENT,
     JOB_SET,
-    NAME,
-    PART_OF,
     Target,
     as_yaml,
     checkout,
