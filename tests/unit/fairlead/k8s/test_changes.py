@@ -19,7 +19,10 @@ DIFF = ("diff", "run.toml", "--overlay", "kind")
 ROLE = yaml.safe_load((checkout() / "components" / "operator-role" / "role.yaml").read_text())["rules"]
 BY_HAND = {("create", "", "pods/exec"), ("get", "", "pods/log"), ("get", "", "pods")}
 """Rights for kubectl exec and kubectl logs."""
-OPTIONAL = ("gateway.networking.k8s.io", "jobset.x-k8s.io", "keda.sh", "monitoring.coreos.com")
+OPTIONAL = (
+    *("cert-manager.io", "gateway.networking.k8s.io", "jobset.x-k8s.io", "keda.sh"),
+    *("leaderworkerset.x-k8s.io", "monitoring.coreos.com"),
+)
 
 
 def test_diff_shows_restarts_and_deletions_and_changes_nothing(cluster, fairlead):
