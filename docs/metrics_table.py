@@ -34,8 +34,8 @@ is a run of its own, in `runs/NAME/round-1` and so on, and the feedback service 
 {scrape}
 ```
 
-With `observe.metrics_tls` the targets have the scheme `https`, and the job needs `tls_config: {{ca_file: …}}` with
-the `ca` of `[tls]`.
+With `observe.metrics_tls` the targets have the scheme `https`, and the job needs
+`tls_config: {{ca_file: …}}` with the `ca` of `[tls]`.
 
 A run ends within a scrape interval. With `observe.linger_seconds` of two intervals the trainer, and then
 the supervisor, serve their metrics for that long after the end, so that the last update, a stop by the
