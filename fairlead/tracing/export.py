@@ -1,4 +1,4 @@
-"""Records spans, and sends them with OpenTelemetry's SDK in a thread of its own. Needs the extra `otel`.
+"""Records spans, and sends them as OTLP in a thread of its own. Needs the extra `otel`.
 
 Nothing here waits for the backend: what it does not take in time is dropped and counted. No error of it
 reaches the run.
@@ -13,17 +13,16 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 
-from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1 import common_pb2
+from opentelemetry.proto.resource.v1 import resource_pb2
+from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from fairlead.tracing.context import SpanContext
+from fairlead.tracing.post import Post
 from fairlead.tracing.spans import Span, Start, Value
 
 logger = logging.getLogger(__name__)
@@ -38,10 +37,13 @@ _TIMEOUT_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 """Longest delay of the end of a process."""
 _KINDS = {
-    "internal": trace.SpanKind.INTERNAL,
-    "server": trace.SpanKind.SERVER,
-    "client": trace.SpanKind.CLIENT,
+    "internal": trace_pb2.Span.SPAN_KIND_INTERNAL,
+    "server": trace_pb2.Span.SPAN_KIND_SERVER,
+    "client": trace_pb2.Span.SPAN_KIND_CLIENT,
 }
+_LOCAL = trace_pb2.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
+_REMOTE = _LOCAL | trace_pb2.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
+"""Parents and links may be those of other processes."""
 
 
 class Export:
@@ -66,9 +68,6 @@ class Export:
         """
         self.run = run
         self.one_in = one_in
-        # The SDK logs each failure with a traceback; `_Sender` logs the first one.
-        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-        exporter = OTLPSpanExporter(endpoint=endpoint or None, timeout=_TIMEOUT_SECONDS)
         self.endpoint = endpoint or "the backend that the environment names"
         version = _version()
         resource = Resource.create(
@@ -80,10 +79,9 @@ class Export:
                 "fairlead.run": run,
             }
         )
-        scope = InstrumentationScope("fairlead", version)
-        self._sender = _Sender(
-            exporter, where=self.endpoint, on_spans=on_spans, to_sdk=partial(_to_sdk, resource, scope)
-        )
+        post = Post(endpoint, timeout_seconds=_TIMEOUT_SECONDS)
+        encode = _Encoder(resource, version)
+        self._sender = _Sender(post, where=self.endpoint, on_spans=on_spans, encode=encode)
 
     def start(self, name: str, start: Start) -> Span:
         """Begin a span; see `spans.Recorder`."""
@@ -99,7 +97,7 @@ class Export:
 
 
 class _Recorded(Span):
-    """A span that is recorded. It becomes one of the SDK in the thread that sends it."""
+    """A span that is recorded. It is encoded in the thread that sends it."""
 
     __slots__ = ("_on_end", "attributes", "end_ns", "error", "links", "name", "start", "start_ns")
 
@@ -142,14 +140,14 @@ class _Sender:
 
     def __init__(
         self,
-        exporter: SpanExporter,
+        post: Post,
         *,
         where: str,
         on_spans: Callable[[str, int], None],
-        to_sdk: Callable[[_Recorded], ReadableSpan],
+        encode: Callable[[Sequence[_Recorded]], bytes],
     ) -> None:
-        self._exporter = exporter
-        self._to_sdk = to_sdk
+        self._post = post
+        self._encode = encode
         self._where = where
         self._on_spans = on_spans
         self._waiting: deque[_Recorded] = deque()
@@ -181,7 +179,7 @@ class _Sender:
             self._closing = True
             self._changed.notify()
         self._thread.join(_CLOSE_SECONDS)
-        self._exporter.shutdown()
+        self._post.close()
         with self._changed:
             left = len(self._waiting)
             self._waiting.clear()
@@ -201,12 +199,11 @@ class _Sender:
                 return
 
     def _export(self, batch: list[_Recorded]) -> None:
-        begun = time.monotonic()
         try:
-            sent = self._exporter.export(list(map(self._to_sdk, batch))) is SpanExportResult.SUCCESS
-            reason = f"no success within {time.monotonic() - begun:.1f} s"
+            reason = self._post(self._encode(batch))
         except Exception as error:  # noqa: BLE001 - the backend never stops the run
-            sent, reason = False, f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}"
+        sent = not reason
         self._on_spans("sent" if sent else "failed", len(batch))
         if not sent and not self._is_down:
             logger.warning("traces cannot be sent to %s: %s; the run continues", self._where, reason)
@@ -222,24 +219,55 @@ def _version() -> str:
         return "unknown"
 
 
-def _to_sdk(resource: Resource, scope: InstrumentationScope, span: _Recorded) -> ReadableSpan:
-    assert span.context is not None
+class _Encoder:
+    """Encodes spans as OTLP, with the resource of this process."""
+
+    def __init__(self, resource: Resource, version: str) -> None:
+        self._resource = resource_pb2.Resource(attributes=_attributes(resource.attributes))
+        self._scope = common_pb2.InstrumentationScope(name="fairlead", version=version)
+
+    def __call__(self, spans: Sequence[_Recorded]) -> bytes:
+        scope = trace_pb2.ScopeSpans(scope=self._scope, spans=map(_encoded, spans))
+        resource = trace_pb2.ResourceSpans(resource=self._resource, scope_spans=[scope])
+        return ExportTraceServiceRequest(resource_spans=[resource]).SerializeToString()
+
+
+def _encoded(span: _Recorded) -> trace_pb2.Span:
     parent = span.start.parent
-    return ReadableSpan(
+    assert span.context is not None
+    return trace_pb2.Span(
+        trace_id=span.context.trace_id.to_bytes(16),
+        span_id=span.context.span_id.to_bytes(8),
+        parent_span_id=b"" if parent is None else parent.span_id.to_bytes(8),
+        flags=_LOCAL if parent is None else _REMOTE,
         name=span.name,
-        context=_context(span.context),
-        parent=None if parent is None else _context(parent),
-        resource=resource,
-        attributes=span.attributes,
-        links=[trace.Link(_context(each)) for each in span.links],
         kind=_KINDS[span.start.kind],
-        status=trace.Status(trace.StatusCode.ERROR, span.error) if span.error else trace.Status(),
-        start_time=span.start_ns,
-        end_time=span.end_ns,
-        instrumentation_scope=scope,
+        start_time_unix_nano=span.start_ns,
+        end_time_unix_nano=span.end_ns,
+        attributes=_attributes(span.attributes),
+        links=[
+            trace_pb2.Span.Link(
+                trace_id=each.trace_id.to_bytes(16), span_id=each.span_id.to_bytes(8), flags=_REMOTE
+            )
+            for each in span.links
+        ],
+        status=trace_pb2.Status(code=trace_pb2.Status.STATUS_CODE_ERROR, message=span.error)
+        if span.error
+        else None,
     )
 
 
-def _context(context: SpanContext) -> trace.SpanContext:
-    flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if context.is_sampled else trace.TraceFlags.DEFAULT)
-    return trace.SpanContext(context.trace_id, context.span_id, is_remote=True, trace_flags=flags)
+def _attributes(attributes: Mapping[str, object]) -> list[common_pb2.KeyValue]:
+    return [common_pb2.KeyValue(key=key, value=_value(value)) for key, value in attributes.items()]
+
+
+def _value(value: object) -> common_pb2.AnyValue:
+    if isinstance(value, str):
+        return common_pb2.AnyValue(string_value=value)
+    if isinstance(value, bool):
+        return common_pb2.AnyValue(bool_value=value)
+    if isinstance(value, int):
+        return common_pb2.AnyValue(int_value=value)
+    if isinstance(value, float):
+        return common_pb2.AnyValue(double_value=value)
+    return common_pb2.AnyValue(string_value=str(value))

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 """Environment variables that name the backend, as for every program with OpenTelemetry."""
-_PATH = "/v1/traces"
+PATH = "/v1/traces"
+"""Of the receiver of spans; added to the base address of a backend."""
 
 
 @contextmanager
@@ -90,7 +91,7 @@ def _endpoint(observe: ObserveSection) -> str | None:
         return None
     if observe.otlp_endpoint:
         base = observe.otlp_endpoint.rstrip("/")
-        return base if base.endswith(_PATH) else base + _PATH
+        return base if base.endswith(PATH) else base + PATH
     return "" if any(os.environ.get(name) for name in ENDPOINTS) else None
 
 

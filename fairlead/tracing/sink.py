@@ -25,8 +25,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 from fairlead.errors import ConfigError
+from fairlead.tracing.setup import PATH
 
-PATH = "/v1/traces"
 _MAX_BYTES = 64 << 20
 _IDS = ("traceId", "spanId", "parentSpanId")
 """OTLP in JSON has them as hexadecimal numbers, unlike protobuf's JSON."""
