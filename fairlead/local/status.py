@@ -153,7 +153,7 @@ class StatusReader:
         self._folder = folder
         self._ask_seconds = ask_seconds
         self._figures = {stage: JsonLines(folder.metrics(stage), keep=_figures_kept) for stage in STAGES}
-        self._answers: dict[tuple[str, int | None], tuple[float, bool | None, str]] = {}
+        self._answers: dict[tuple[str, int | None, str], tuple[float, bool | None, str]] = {}
         self._queue: tuple[float, LiveQueue | None] | None = None
         self._config: RunConfig | None = None
         self._config_time: float | None = None
@@ -219,12 +219,14 @@ class StatusReader:
     async def _service(
         self, process: ProcessRecord, *, live: bool, config: RunConfig | None
     ) -> ServiceStatus:
-        asked = self._answers.get((process.name, process.pid))
+        # What a process answered before it was ready is no answer of now.
+        key = (process.name, process.pid, process.state)
+        asked = self._answers.get(key)
         if asked is not None and time.monotonic() - asked[0] < self._ask_seconds:
             found = await service_status(process, live=live, config=config, answers=asked[1:])
         else:
             found = await service_status(process, live=live, config=config)
-            self._answers[process.name, process.pid] = (time.monotonic(), found.healthy, found.version)
+            self._answers[key] = (time.monotonic(), found.healthy, found.version)
         if live and found.state == "starting" and not found.waiting:
             # What a process does before it is ready, only its log says.
             return replace(found, waiting=self._tail(self._folder.log(process.name)).last_message)

@@ -136,6 +136,21 @@ def test_queue_is_that_of_now_and_not_of_the_last_update(folder: RunFolder):
         assert "queue     3 waiting, 12 in flight, 0 outcomes, as of 31 s ago" in drawn(found, 120)
 
 
+def test_process_that_has_become_ready_is_asked_again(folder: RunFolder):
+    supervised(folder, by=psutil.Process(os.getpid()))
+    with answering_trainer(folder):
+        entry = json.loads(folder.supervisor.read_text())
+        trainer = next(process for process in entry["processes"] if process["name"] == "trainer")
+        address = trainer["metrics"]
+        trainer |= {"state": "starting", "http": "127.0.0.1:1"}  # nobody answers there
+        folder.supervisor.write_text(json.dumps(entry))
+        reader = status.StatusReader(folder, ask_seconds=3_600.0)
+        assert [one.healthy for one in asyncio.run(reader.read()).services if one.pid] == [False]
+        trainer |= {"state": "ready", "http": address}
+        folder.supervisor.write_text(json.dumps(entry))
+        assert [one.healthy for one in asyncio.run(reader.read()).services if one.pid] == [True]
+
+
 @pytest.mark.parametrize(
     ("outcome", "state", "reason"),
     [
