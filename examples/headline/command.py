@@ -92,10 +92,8 @@ def run(plan: Plan, seeds: Sequence[int], out: Path, *, num_larger: int | None =
     with RunLock(RunFolder(out)):
         known = planned(plan, seeds, out, num_larger=num_larger)
         clock = Clock([name for one in known for name, _, _ in one.steps()])
-        loads = [os.getloadavg()[0]]
 
         def on_step(name: str, seconds: float | None) -> None:
-            loads.append(os.getloadavg()[0])
             print(clock.done(name, seconds), flush=True)
 
         for one in known:
@@ -103,7 +101,7 @@ def run(plan: Plan, seeds: Sequence[int], out: Path, *, num_larger: int | None =
             one.run(lambda line: print(line, flush=True), on_step)
             one.write_prompts()
         print("judging", flush=True)
-        figures = _figures(known, loads)
+        figures = _figures(known)
         durable.write_json(out / "headline.json", figures)
         replace_text(out / "headline.md", table.markdown(figures), mode=0o644)
         picture.draw(figures, out / "headline.svg")
@@ -118,7 +116,7 @@ def planned(plan: Plan, seeds: Sequence[int], out: Path, *, num_larger: int | No
     return [*own, *(replace(one, larger_of=owner) for one, owner in zip(rest, itertools.cycle(own)))]
 
 
-def _figures(known: Sequence[Seed], loads: Sequence[float]) -> dict[str, Any]:
+def _figures(known: Sequence[Seed]) -> dict[str, Any]:
     # Every seed has the next one's reward model as a judge.
     others = [*known[1:], known[0]] if len(known) > 1 else [None]
     found = [results.of_seed(one, other) for one, other in zip(known, others, strict=True)]
@@ -129,7 +127,6 @@ def _figures(known: Sequence[Seed], loads: Sequence[float]) -> dict[str, Any]:
         "seeds": found,
         "means": results.together(found),
         "cores": os.cpu_count(),
-        "mean_load": sum(loads) / len(loads),
     }
 
 

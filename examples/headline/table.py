@@ -127,5 +127,5 @@ def _time(figures: Mapping[str, Any]) -> str:
     cpu = sum(sum(one["cpu_seconds"].values()) for one in figures["seeds"])
     return (
         f"{len(figures['seeds'])} seeds took {seconds / 60:.1f} minutes and {cpu / 60:.1f} minutes of CPU "
-        f"time with {figures['cores']} cores and a mean load of {figures['mean_load']:.1f}.\n"
+        f"time with {figures['cores']} cores.\n"
     )

@@ -130,7 +130,7 @@ def test_judges_do_not_see_which_model_answers(make: Callable[[object], judging.
 
 
 def test_labelers_agree_with_gold_more_often_than_not() -> None:
-    a = _answers("tuned", {one.text: ["hello . thank you for your patience ."] * 8 for one in ASKED})
+    a = _answers("tuned", {one.text: ["hello . have a good day ."] * 8 for one in ASKED})
     b = _answers("pretrained", {one.text: [RUDE] * 8 for one in ASKED})
     found = judging.compare(judging.ByLabelers(seed=0), a, b, seed=0)
     assert 0.85 < found.rate < 1.0
@@ -180,7 +180,7 @@ def test_finished_steps_are_not_repeated(finished: Path, capsys: pytest.CaptureF
     assert printed.count("already done") == len(Seed(Plan(num_answers=2), 0, finished / "seed-0").steps())
     after = {path: path.read_bytes() for path in sorted(finished.rglob("*")) if path.is_file()}
     changed = {path.name for path in before if before[path] != after[path]}
-    assert changed <= {"headline.json", "headline.md", "supervisor.lock"}  # the load of the machine
+    assert changed <= {"supervisor.lock"}
 
 
 def test_figures_and_tables_agree(finished: Path) -> None:
