@@ -56,7 +56,7 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
         return []
     step = ticks[1] - ticks[0] if len(ticks) > 1 else abs(ticks[0]) or 1.0
     if max(map(abs, ticks)) < 0.001 and step < 0.001:
-        digits = 2 + max(0, math.floor(math.log10(max(map(abs, ticks)) / step)))
+        digits = 2 + int(math.log10(max(1.0, max(map(abs, ticks)) / step)))
         return [f"{tick:.{digits}g}" if tick else "0" for tick in ticks]
     decimals = max(0, -int((math.log10(step) + 1e-9) // 1))
     # A step of 2.5 needs one more than its size says.

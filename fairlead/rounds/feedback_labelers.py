@@ -105,7 +105,7 @@ class FeedbackLabelers:
         return min(self.wanted_judgments, self._given.get(number, self.wanted_judgments))
 
     def stop_waiting(self, error: FairleadError) -> None:
-        """Let `wait` raise an error: somebody who labels cannot go on. May be called in any thread."""
+        """Let `wait` raise an error: somebody who labels cannot continue. May be called in any thread."""
         self._failure = error
 
     def wait(self, number: int, *, beyond: int | None = None) -> None:

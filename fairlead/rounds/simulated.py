@@ -91,7 +91,7 @@ def labelling(
         connect: opens a connection; it may sign in by handle, as on the service's own machine.
         cohorts: who works.
         project: name of the project; None for the service's own.
-        failed: told, in the thread of a labeler, that its own code raised an error; it ranks nothing more.
+        failed: called in the thread of a labeler whose own code raised an error; it ranks nothing more.
 
     Raises:
         FairleadError: they cannot be added, as the client says.
