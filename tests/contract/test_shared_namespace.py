@@ -225,6 +225,7 @@ def test_services_are_open_to_other_runs_only_with_the_component():
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on the PATH")
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["a", "another"])
 def test_rules_of_a_run_fire_for_this_run_only(tmp_path, run):
     rules = yaml.safe_load(RULES.read_text())

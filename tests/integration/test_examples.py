@@ -89,6 +89,7 @@ def test_best_of_n_scores_grow_with_n(reader: Reader) -> None:
     assert ranked == sorted(ranked, reverse=True)
 
 
+@pytest.mark.slow
 def test_notebook_runs_in_a_kernel(reader: Reader) -> None:
     out, source = reader.folder / "notebook.ipynb", ROOT / "examples" / "notebook.ipynb"
     done = _python(reader, "-m", "jupyter", "execute", str(source), "--output", str(out))

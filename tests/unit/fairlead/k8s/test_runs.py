@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import threading
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +109,11 @@ def test_a_taken_name_is_refused_and_nothing_is_changed(cluster, fairlead):
 
 
 def test_only_one_of_two_callers_gets_a_name(cluster):
-    codes: list[int] = []
-
-    def call() -> None:
-        codes.append(CliRunner().invoke(app, ["k8s", *submit("one")]).exit_code)
-
-    callers = [threading.Thread(target=call) for _ in range(2)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert sorted(codes) == [0, 2]
+    command = [sys.executable, "-m", "fairlead.cli", "k8s", *submit("one")]
+    callers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
+    shown = [caller.communicate(timeout=120)[0].decode() for caller in callers]
+    assert sorted(caller.returncode for caller in callers) == [0, 2], shown
+    assert sum("has a run one already" in each for each in shown) == 1
 
 
 def test_an_object_of_another_run_is_not_taken_over(cluster, fairlead):
