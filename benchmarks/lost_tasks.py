@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,17 +20,16 @@ from benchmarks.methods import show
 from benchmarks.overoptimization import learning_runs, proxies
 from benchmarks.overoptimization.proxies import GridRun
 from benchmarks.parcel_task import learning, store
-from benchmarks.parcel_task.lab import POLICY, Lab
+from benchmarks.parcel_task.lab import POLICY, Lab, opened
 from benchmarks.parcel_task.learning import Curve
 from benchmarks.parcel_task.over_seeds import shown
 from benchmarks.parcel_task.store import Store, measure_all
 from benchmarks.parcel_task.tables import table
-from benchmarks.result import OUT, Result, Settings
+from benchmarks.result import Result, Settings
 from benchmarks.seed_points import Series
 from fairlead.errors import ProcessFailed
 from fairlead.types import Outcome
 
-FOLDER = OUT / "lab"
 SEEDS = 5
 MINUTES = 60.0
 TASKS = 400
@@ -102,11 +100,13 @@ class Faults:
         return [*outcomes, *before]
 
 
+@dataclass(frozen=True)
 class FaultRun:
     """A run with an arm and a seed."""
 
-    def __init__(self, lab: Lab, arm: Arm, seed: int) -> None:
-        self._lab, self.arm, self.seed = lab, arm, seed
+    lab: Lab
+    arm: Arm
+    seed: int
 
     def __str__(self) -> str:
         return f"faults: {self.arm}, seed {self.seed}"
@@ -123,15 +123,13 @@ class FaultRun:
 
     def key(self) -> str:
         """Return the digest of what its figures depend on, but not of our code."""
-        return store.key({"run": self.name, "tasks": TASKS, "quick": self._lab.quick, **SETTINGS})
+        return store.key({"run": self.name, "tasks": TASKS, "quick": self.lab.quick, **SETTINGS})
 
     def measure(self) -> Curve:
         """Run."""
-        lab = self._lab
+        lab = self.lab
         model = proxies.labelled(lab, GridRun(lab, POLICY, 50 if lab.quick else TASKS, seed=0))
-        changed = {**SETTINGS, **({"ppo.updates": 2} if lab.quick else {})}
-        with tempfile.TemporaryDirectory() as name:
-            config = learning_runs.configuration(lab, model, self.seed, Path(name), changed)
+        with learning_runs.configured(lab, model, self.seed, SETTINGS) as config:
             return learning.learn(config, change=Faults(self.arm, self.seed))
 
 
@@ -142,8 +140,7 @@ def run(settings: Settings) -> dict[str, Result]:
         ProcessFailed: if nothing has finished.
     """
     deadline = time.time() + 60 * (settings.minutes or MINUTES)
-    with tempfile.TemporaryDirectory() as name:
-        lab = Lab(Path(name) if settings.quick else FOLDER, quick=settings.quick)
+    with opened(quick=settings.quick) as lab:
         runs = [FaultRun(lab, arm, seed) for seed in range(settings.rounds(SEEDS)) for arm in ARMS]
         kept = Store(lab.folder / "lost_tasks", Curve.of)
         finished = measure_all(runs, kept, FaultRun.measure, deadline=deadline)

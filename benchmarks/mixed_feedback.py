@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,18 +23,17 @@ from benchmarks.overoptimization import learning_runs, proxies
 from benchmarks.overoptimization.proxies import SINGLE, Curves
 from benchmarks.parcel_task import learning, reward_models, store
 from benchmarks.parcel_task.answers import Answer
-from benchmarks.parcel_task.lab import Lab
+from benchmarks.parcel_task.lab import Lab, opened
 from benchmarks.parcel_task.learning import Curve
 from benchmarks.parcel_task.over_seeds import interval, shown
 from benchmarks.parcel_task.store import Store, measure_all
 from benchmarks.parcel_task.tables import table
-from benchmarks.result import OUT, Result, Settings
+from benchmarks.result import Result, Settings
 from examples import plots
 from examples.parcel_help import gold
 from examples.plots import COLORS, INK, MUTED
 from fairlead.errors import ProcessFailed
 
-FOLDER = OUT / "lab"
 SEEDS = 3
 MINUTES = 60.0
 LABELS = 800
@@ -118,44 +116,50 @@ TUNED = (
 """Mixtures whose reward models also guide RLOO."""
 
 
-class MixtureRun:
-    """A reward model of a mixture, with a seed; `tuned` also runs RLOO against it."""
+@dataclass(frozen=True)
+class _OfMixture:
+    """What depends on a mixture and a seed."""
 
-    def __init__(self, lab: Lab, mixture: Mixture, seed: int) -> None:
-        self._lab, self.mixture, self.seed = lab, mixture, seed
+    lab: Lab
+    mixture: Mixture
+    seed: int
 
     def __str__(self) -> str:
         return f"labels: {' and '.join(self.mixture.title)}, seed {self.seed}"
-
-    @property
-    def name(self) -> str:
-        """Name of its file."""
-        return f"mixed-{self.mixture.name}-seed{self.seed}"
 
     @property
     def kind(self) -> Mixture:
         """What fails for every seed if it fails for one."""
         return self.mixture
 
+
+class MixtureRun(_OfMixture):
+    """A reward model of a mixture."""
+
+    @property
+    def name(self) -> str:
+        """Name of its file."""
+        return f"mixed-{self.mixture.name}-seed{self.seed}"
+
     def key(self) -> str:
         """Return the digest of what its figures depend on, but not of our code."""
-        return store.key({"run": self.name, "samples": proxies.samples(self._lab)})
+        return store.key({"run": self.name, "samples": proxies.samples(self.lab)})
 
     def reward_model(self) -> Path:
         """Return the folder of the reward model."""
         return reward_models.trained(
-            labels(self._lab, self.mixture, self.seed),
-            self._lab.policy(),
-            self._lab.folder / "models" / self.name,
+            labels(self.lab, self.mixture, self.seed),
+            self.lab.policy(),
+            self.lab.folder / "models" / self.name,
             seed=self.seed,
         )
 
     def measure(self) -> Curves:
         """Train and score."""
-        return proxies.compared(self._lab, {SINGLE: proxies.scores(self._lab, self.reward_model())})
+        return proxies.compared(self.lab, {SINGLE: proxies.scores(self.lab, self.reward_model())})
 
 
-class TunedRun(MixtureRun):
+class TunedRun(_OfMixture):
     """RLOO against the reward model of a mixture."""
 
     def __str__(self) -> str:
@@ -168,15 +172,13 @@ class TunedRun(MixtureRun):
 
     def key(self) -> str:
         """Return the digest of what its figures depend on, but not of our code."""
-        return store.key({"run": self.name, "quick": self._lab.quick, **SETTINGS})
+        return store.key({"run": self.name, "quick": self.lab.quick, **SETTINGS})
 
-    def run(self) -> Curve:
-        """Run it."""
-        lab = self._lab
-        model = MixtureRun(lab, self.mixture, self.seed).reward_model()
-        changed = {**SETTINGS, **({"ppo.updates": 2} if lab.quick else {})}
-        with tempfile.TemporaryDirectory() as name:
-            return learning.learn(learning_runs.configuration(lab, model, self.seed, Path(name), changed))
+    def measure(self) -> Curve:
+        """Train the reward model and run."""
+        model = MixtureRun(self.lab, self.mixture, self.seed).reward_model()
+        with learning_runs.configured(self.lab, model, self.seed, SETTINGS) as config:
+            return learning.learn(config)
 
 
 def labels(lab: Lab, mixture: Mixture, seed: int) -> list[dict[str, Any]]:
@@ -211,8 +213,7 @@ def run(settings: Settings) -> dict[str, Result]:
         ProcessFailed: if nothing has finished.
     """
     deadline = time.time() + 60 * (settings.minutes or MINUTES)
-    with tempfile.TemporaryDirectory() as name:
-        lab = Lab(Path(name) if settings.quick else FOLDER, quick=settings.quick)
+    with opened(quick=settings.quick) as lab:
         seeds = range(settings.rounds(SEEDS))
         known = MIXTURES[:4] if settings.quick else MIXTURES
         tuned_mixtures = TUNED[:1] if settings.quick else TUNED
@@ -220,7 +221,7 @@ def run(settings: Settings) -> dict[str, Result]:
         runs = [MixtureRun(lab, mixture, seed) for seed in seeds for mixture in known]
         chosen = measure_all(runs, Store(folder, Curves.of), MixtureRun.measure, deadline=deadline)
         tuned_runs = [TunedRun(lab, mixture, seed) for seed in seeds for mixture in tuned_mixtures]
-        tuned = measure_all(tuned_runs, Store(folder, Curve.of), TunedRun.run, deadline=deadline)
+        tuned = measure_all(tuned_runs, Store(folder, Curve.of), TunedRun.measure, deadline=deadline)
         if not chosen:
             raise ProcessFailed("nothing has finished; see above")
         found = Found(_grouped(chosen), _grouped(tuned))

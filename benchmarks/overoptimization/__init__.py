@@ -9,23 +9,19 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 from benchmarks.methods import show
 from benchmarks.overoptimization import learning_runs, picture, report
 from benchmarks.overoptimization.learning_runs import LearningRun
 from benchmarks.overoptimization.proxies import Curves, GridRun, GuardRun, known
 from benchmarks.parcel_task.answers import golds
-from benchmarks.parcel_task.lab import POLICY, Lab, Size
+from benchmarks.parcel_task.lab import POLICY, Size, opened
 from benchmarks.parcel_task.learning import Curve
 from benchmarks.parcel_task.store import Store, measure_all
-from benchmarks.result import OUT, Result, Settings
+from benchmarks.result import Result, Settings
 from fairlead.errors import ProcessFailed
 
-FOLDER = OUT / "lab"
-"""Policies, answers and reward models that experiments share."""
 SIZES = (Size(16, 1), POLICY, Size(128, 2))
 """Of reward models, the smallest first."""
 TASKS = (50, 100, 200, 400)
@@ -43,8 +39,7 @@ def run(settings: Settings) -> dict[str, Result]:
         ProcessFailed: if nothing has finished.
     """
     deadline = time.time() + 60 * (settings.minutes or MINUTES)
-    with tempfile.TemporaryDirectory() as name:
-        lab = Lab(Path(name) if settings.quick else FOLDER, quick=settings.quick)
+    with opened(quick=settings.quick) as lab:
         sizes, tasks = (SIZES[:1], TASKS[:1]) if settings.quick else (SIZES, TASKS)
         seeds = range(settings.rounds(SEEDS))
         kept = lab.folder / "overoptimization"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import random
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +45,15 @@ FRESH_UPDATES = (8, 16, 24, 32)
 """Updates after which answers are labelled and the reward model is trained again."""
 
 
+@dataclass(frozen=True)
 class LearningRun:
     """A run with one reward model, guard and seed."""
 
-    def __init__(self, lab: Lab, size: Size, tasks: int, guard: str, seed: int) -> None:
-        self._lab, self.size, self.tasks, self.guard, self.seed = lab, size, tasks, guard, seed
+    lab: Lab
+    size: Size
+    tasks: int
+    guard: str
+    seed: int
 
     def __str__(self) -> str:
         return f"RLOO, reward model {self.size}, {self.tasks} tasks, {self.guard}, seed {self.seed}"
@@ -65,27 +71,23 @@ class LearningRun:
 
     def key(self) -> str:
         """Return the digest of what its figures depend on, but not of our code."""
-        return store.key({"run": self.name, "settings": dict(SETTINGS), "updates": updates(self._lab)})
+        return store.key({"run": self.name, "settings": dict(SETTINGS), "updates": updates(self.lab)})
 
     def measure(self) -> Curve:
         """Train the reward model and run."""
-        lab = self._lab
         model = self._reward_model()
-        with tempfile.TemporaryDirectory() as name:
-            config = configuration(lab, model, self.seed, Path(name), self._changed())
-            match self.guard:
-                case "length control":
-                    return learning.learn(config, change=_length_control(lab, model))
-                case "half of the labels fresh":
-                    return learning.learn(config, watch=_Fresh(lab, self.seed, Path(name)))
-                case _:
-                    return learning.learn(config, guarded=self.guard == PLAIN)
+        with configured(self.lab, model, self.seed, self._changed()) as config:
+            if self.guard == LENGTH:
+                return learning.learn(config, change=_length_control(self.lab, model))
+            if self.guard == FRESH:
+                return learning.learn(config, watch=_Fresh(self.lab, self.seed, config.folder.root.parent))
+            return learning.learn(config, guarded=self.guard == PLAIN)
 
     def _reward_model(self) -> Path:
         if self.guard == ENSEMBLE:
-            return proxies.ensemble(self._lab, self.tasks, self.seed)
+            return proxies.ensemble(self.lab, self.tasks, self.seed)
         tasks = self.tasks // 2 if self.guard == FRESH else self.tasks
-        return proxies.labelled(self._lab, GridRun(self._lab, self.size, tasks, self.seed))
+        return proxies.labelled(self.lab, GridRun(self.lab, self.size, tasks, self.seed))
 
     def _changed(self) -> Mapping[str, object]:
         changed: dict[str, Mapping[str, object]] = {
@@ -105,32 +107,32 @@ def runs(lab: Lab, sizes: Sequence[Size], tasks: Sequence[int], seed: int) -> li
 
 def updates(lab: Lab) -> int:
     """Return the number of updates of a run."""
-    return 2 if lab.quick else UPDATES
+    return 4 if lab.quick else UPDATES
 
 
-def configuration(
-    lab: Lab, reward_model: Path, seed: int, folder: Path, changed: Mapping[str, object]
-) -> RunConfig:
-    """Return the configuration of a run in a folder of its own."""
-    tiny = {"ppo.batch_size": 16, "ppo.mini_batch_size": 8} if lab.quick else {}
-    return lab.config(
-        {
-            "name": "run",
-            "runs": folder,
-            "seed": seed,
-            "policy.path": lab.policy(),
-            "reference.path": lab.policy(),
-            "reward.path": reward_model,
-            "data.prompts": lab.prompts(),
-            # None of them is held out: those that are, are not in the file.
-            "data.heldout_fraction": 1e-9,
-            "data.fresh_rankings": folder / "fresh.jsonl",
-            "ppo.updates": updates(lab),
-            **SETTINGS,
-            **tiny,
-            **changed,
-        }
-    )
+@contextmanager
+def configured(lab: Lab, reward_model: Path, seed: int, changed: Mapping[str, object]) -> Iterator[RunConfig]:
+    """Yield the configuration of a run in a temporary folder; a quick lab changes sizes and updates."""
+    tiny = {"ppo.batch_size": 16, "ppo.mini_batch_size": 8, "ppo.updates": updates(lab)} if lab.quick else {}
+    with tempfile.TemporaryDirectory() as folder:
+        yield lab.config(
+            {
+                "name": "run",
+                "runs": folder,
+                "seed": seed,
+                "policy.path": lab.policy(),
+                "reference.path": lab.policy(),
+                "reward.path": reward_model,
+                "data.prompts": lab.prompts(),
+                # None of them is held out: those that are, are not in the file.
+                "data.heldout_fraction": 1e-9,
+                "data.fresh_rankings": Path(folder) / "fresh.jsonl",
+                "ppo.updates": updates(lab),
+                **SETTINGS,
+                **changed,
+                **tiny,
+            }
+        )
 
 
 def _length_control(lab: Lab, model: Path) -> learning.Change:

@@ -57,11 +57,14 @@ class Curves:
         )
 
 
+@dataclass(frozen=True)
 class GridRun:
     """A reward model of a size, trained on a number of labelled tasks."""
 
-    def __init__(self, lab: Lab, size: Size, tasks: int, seed: int) -> None:
-        self._lab, self.size, self.tasks, self.seed = lab, size, tasks, seed
+    lab: Lab
+    size: Size
+    tasks: int
+    seed: int
 
     def __str__(self) -> str:
         return f"reward model {self.size}, {self.tasks} tasks, seed {self.seed}"
@@ -78,18 +81,19 @@ class GridRun:
 
     def key(self) -> str:
         """Return the digest of what its figures depend on, but not of our code."""
-        return store.key({"run": self.name, "samples": samples(self._lab)})
+        return store.key({"run": self.name, "samples": samples(self.lab)})
 
     def measure(self) -> Curves:
         """Train and score."""
-        return compared(self._lab, {SINGLE: scores(self._lab, labelled(self._lab, self))})
+        return compared(self.lab, {SINGLE: scores(self.lab, labelled(self.lab, self))})
 
 
+@dataclass(frozen=True)
 class GuardRun:
     """Ways to make best-of-n safer with the same labels; and twice as many."""
 
-    def __init__(self, lab: Lab, seed: int) -> None:
-        self._lab, self.seed = lab, seed
+    lab: Lab
+    seed: int
 
     def __str__(self) -> str:
         return f"guards, seed {self.seed}"
@@ -106,11 +110,11 @@ class GuardRun:
 
     def key(self) -> str:
         """Return the digest of what its figures depend on, but not of our code."""
-        return store.key({"run": self.name, "samples": samples(self._lab), "tasks": GUARDED_TASKS})
+        return store.key({"run": self.name, "samples": samples(self.lab), "tasks": GUARDED_TASKS})
 
     def measure(self) -> Curves:
         """Train and score."""
-        lab = self._lab
+        lab = self.lab
         paths = member_paths(str(ensemble(lab, GUARDED_TASKS, self.seed)))
         members = [centred(scores(lab, Path(path))) for path in paths]
         twice = GridRun(lab, POLICY, 2 * GUARDED_TASKS, self.seed)

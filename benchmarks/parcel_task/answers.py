@@ -4,7 +4,6 @@ seed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from fairlead.config.base import ComputeSection
 from fairlead.data.control import policy_stop_ids
 from fairlead.data.encoding import encode_prompt
 from fairlead.nn.loading import eos_token_ids, load_causal_lm, load_tokenizer
+from fairlead.rounds.files import read_rows, write_rows
 from fairlead.types import FinishReason, SamplingParams, WeightVersion
 from services.policy.decoder import Decoder
 from services.policy.sample_state import SampleState
@@ -93,16 +93,15 @@ def kept(file: Path, policy: Path, prompts: Sequence[str], *, samples: int, limi
             max_new_tokens=limit,
             seed=seed,
         )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = []
-        for number, prompt in enumerate(prompts):
-            own = drawn[number * samples :][:samples]
-            found = [[text_of(each, tokenizer), ended(each)] for each in own]
-            lines.append(json.dumps({"prompt": prompt, "answers": found}) + "\n")
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text("".join(lines))
-        unfinished.rename(file)
-    rows = map(json.loads, file.read_text().splitlines())
+        found = [[text_of(each, tokenizer), ended(each)] for each in drawn]
+        write_rows(
+            file,
+            (
+                {"prompt": prompt, "answers": found[number * samples :][:samples]}
+                for number, prompt in enumerate(prompts)
+            ),
+        )
+    rows = read_rows(file)
     return {row["prompt"]: [Answer(text, stopped) for text, stopped in row["answers"]] for row in rows}
 
 

@@ -1,19 +1,15 @@
-"""Best-of-n by a proxy, for every n at once from one sample of answers: what proxy and gold it gives.
-
-Nakano's estimator, as `fairlead.clients.best_of_n`, for arrays.
-"""
+"""Best-of-n by a proxy, for every n at once from one sample of answers: what proxy and gold it gives."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fairlead.clients.best_of_n import divergence, sizes
+from fairlead.clients.best_of_n import divergence, expected_best, sizes
 
 Array = NDArray[np.float64]
 
@@ -72,10 +68,7 @@ def best_of(
     count = len(next(iter(scores.values())))
     known = sizes(count)
     proxy, gold, length = (
-        [
-            _expected(np.asarray(own), np.asarray(values[prompt], dtype=float), known)
-            for prompt, own in scores.items()
-        ]
+        [[expected_best(own, n, values[prompt]) for n in known] for prompt, own in scores.items()]
         for values in (scores, golds, words)
     )
     means = np.mean(length, axis=0)
@@ -85,21 +78,6 @@ def best_of(
         tuple(tuple(round(value, 5) for value in own) for own in gold),
         tuple(round(float(value), 3) for value in means),
     )
-
-
-def _expected(scores: Array, values: Array, known: Sequence[int]) -> list[float]:
-    order = np.argsort(scores, kind="stable")
-    # Answers of equal score share their places, so each counts with the mean of all.
-    _, group, members = np.unique(scores[order], return_inverse=True, return_counts=True)
-    shared = (np.bincount(group, values[order]) / members)[group]
-    return [float(_weights(len(scores), n) @ shared) for n in known]
-
-
-@cache
-def _weights(count: int, n: int) -> Array:
-    """Return the probability that the answer of each place, the worst first, is the best of n."""
-    total = math.comb(count, n)
-    return np.array([math.comb(place, n - 1) / total for place in range(count)])
 
 
 def _gains(values: Sequence[Sequence[float]]) -> Array:

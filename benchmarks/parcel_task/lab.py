@@ -6,8 +6,9 @@ trained on them, and every figure of best-of-n is measured on them.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from benchmarks import quickstart
 from benchmarks.parcel_task import answers
 from benchmarks.parcel_task.answers import Answers
+from benchmarks.result import OUT
 from examples.parcel_help import corpus
 from examples.parcel_help.quickstart import NUM_DEMONSTRATIONS
 from fairlead.config import RunConfig
@@ -49,6 +51,16 @@ class Size:
 
 POLICY = Size(64, 2)
 """That of the quickstart: the policy that learns, and one of the sizes of reward models."""
+
+
+@contextmanager
+def opened(*, quick: bool) -> Iterator[Lab]:
+    """Yield the lab whose files all benchmarks share; a tiny one in a temporary folder if `quick`."""
+    if not quick:
+        yield Lab(OUT / "lab")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Lab(Path(folder), quick=True)
 
 
 class Lab:
@@ -125,7 +137,7 @@ class Lab:
         """Return the file of the prompts to train on."""
         file = self.folder / "prompts.jsonl"
         if not file.exists():
-            file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in self.known))
+            write_rows(file, ({"prompt": prompt} for prompt in self.known))
         return file
 
     def _answers(self, name: str, prompts: tuple[str, ...], samples: int, *, seed: int) -> Answers:

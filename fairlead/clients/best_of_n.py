@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 
 
@@ -25,14 +26,21 @@ def expected_best(scores: Sequence[float], n: int, values: Sequence[float] | Non
     """
     values = scores if values is None else values
     order = sorted(range(len(scores)), key=lambda index: scores[index])
+    ways_of_place = _ways(len(scores), n)
     total = 0.0
     rank = 0
     for _, group in groupby(order, key=lambda index: scores[index]):
         tied = list(group)
-        ways = sum(math.comb(rank + place, n - 1) for place in range(len(tied)))
+        ways = sum(ways_of_place[rank : rank + len(tied)])
         total += ways * sum(values[index] for index in tied) / len(tied)
         rank += len(tied)
     return total / math.comb(len(scores), n)
+
+
+@lru_cache(maxsize=64)
+def _ways(count: int, n: int) -> tuple[int, ...]:
+    """Return in how many draws of n the answer of each place, the worst first, is the best."""
+    return tuple(math.comb(place, n - 1) for place in range(count))
 
 
 def divergence(n: int) -> float:
