@@ -22,12 +22,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -35,6 +32,7 @@ import psutil
 from benchmarks import quickstart
 from benchmarks.result import Result, Settings
 from fairlead.errors import ConfigError, ProcessFailed
+from tests.trace_backend import Received, backend
 
 _BLOCK = 6
 """Updates without a change."""
@@ -82,12 +80,12 @@ def run(settings: Settings) -> dict[str, Result]:
     extra: dict[str, object] = {**_EXTRA, "ppo.updates": accounted + 2 * pairs * block + 1}
     if settings.quick:
         extra |= {"ppo.batch_size": 8, "ppo.mini_batch_size": 8}
-    with tempfile.TemporaryDirectory() as name, _receiver() as (address, bodies):
+    with tempfile.TemporaryDirectory() as name, backend(200) as (address, received):
         folder = Path(name)
         overrides = quickstart.settings(source, folder, "run", extra | {"observe.otlp_endpoint": address})
         with _Run(overrides, folder / "switch") as ppo:
             calls_seconds = ppo.account(accounted) / accounted
-            spans = _num_spans(bodies) / accounted
+            spans = _num_spans(received) / accounted
             print(f"{spans:.0f} spans of {calls_seconds * 1e6 / spans:.0f} us per update", file=sys.stderr)
             found = list(_until(ppo.pairs(accounted, pairs, block), settings.minutes))
     what = "updates of the same run without traces"
@@ -237,39 +235,10 @@ class _Run:
             time.sleep(_POLL_SECONDS)
 
 
-@contextmanager
-def _receiver() -> Iterator[tuple[str, list[bytes]]]:
-    """Keep the bodies of requests without a look at them; give the address and the bodies."""
-    bodies: list[bytes] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Log nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.5,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", bodies
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def _num_spans(bodies: Sequence[bytes]) -> int:
+def _num_spans(received: Sequence[Received]) -> int:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-    requests = map(ExportTraceServiceRequest.FromString, bodies)
+    requests = (ExportTraceServiceRequest.FromString(body) for _, _, body in received)
     resources = itertools.chain.from_iterable(request.resource_spans for request in requests)
     scopes = itertools.chain.from_iterable(resource.scope_spans for resource in resources)
     return sum(len(scope.spans) for scope in scopes)

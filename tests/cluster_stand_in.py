@@ -7,7 +7,6 @@ It implements the API of Kubernetes (paths, Status objects, strict schemas, immu
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import re
 import ssl
@@ -20,12 +19,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import kubernetes_validate
 import trustme
 import yaml
 
 from fairlead.k8s.labels import NAME, selector
 from tests.cluster_controllers import READY, Controllers, Key
+from tests.cluster_objects import leaves, merged, mistake, selects
 
 TOKEN = "a-token-of-the-test"
 _CREATED = "2026-01-01T00:00:00Z"
@@ -269,7 +268,7 @@ class StandIn:
         items = [
             one
             for (kind, where, _), one in sorted(self.objects.items())
-            if (kind, where) == (plural, namespace) and _selects(selector, one["metadata"].get("labels", {}))
+            if (kind, where) == (plural, namespace) and selects(selector, one["metadata"].get("labels", {}))
         ]
         return {"kind": "List", "items": copy.deepcopy(items)}
 
@@ -277,8 +276,8 @@ class StandIn:
         manager = query.get("fieldManager")
         if not manager:
             raise Refusal(400, "BadRequest", "fieldManager is required for apply patch")
-        if version in BUILT_IN and (mistake := _mistake(json.dumps(wanted))):
-            raise Refusal(400, "BadRequest", f"strict decoding error: {mistake}")
+        if version in BUILT_IN and (reason := mistake(json.dumps(wanted))):
+            raise Refusal(400, "BadRequest", f"strict decoding error: {reason}")
         old = self.objects.get(key)
         if not old and key[0] in self.quota:
             message = (
@@ -299,11 +298,11 @@ class StandIn:
                 f'Job.batch "{key[2]}" is invalid: spec.template: Invalid value: field is immutable',
             )
         owners = self.owners.get(key, {})
-        leaves = dict(_leaves(wanted))
-        before = dict(_leaves(old)) if old else {}
+        fields = dict(leaves(wanted))
+        before = dict(leaves(old)) if old else {}
         conflicts = [
             path
-            for path, value in leaves.items()
+            for path, value in fields.items()
             if owners.get(path, manager) != manager and before.get(path) != value
         ]
         if conflicts and query.get("force") != "true":
@@ -316,7 +315,7 @@ class StandIn:
                 for path in conflicts
             ]
             raise Refusal(409, "Conflict", f"Apply failed with {len(causes)} conflict", causes)
-        new = _merged(old or {}, wanted)
+        new = merged(old or {}, wanted)
         if key[0] == "persistentvolumeclaims":
             new.setdefault("status", {"phase": "Bound"})
         applied = {"manager": manager, "operation": "Apply"}
@@ -326,7 +325,7 @@ class StandIn:
         new["metadata"]["generation"] = new["metadata"].get("generation", 0) + (new != old)
         if query.get("dryRun") == "All":
             return new
-        self.owners[key] = owners | dict.fromkeys(leaves, manager)
+        self.owners[key] = owners | dict.fromkeys(fields, manager)
         self.objects[key] = new
         self.controllers.applied(key)
         return new
@@ -372,42 +371,6 @@ def add_process(cluster: StandIn, plural: str, name: str, pods: int = 1) -> list
     cluster.controllers.scripts.setdefault(f"one-{name}", [READY])
     cluster.controllers.applied(key)
     return [pod for pod in named(cluster, "pods") if pod.startswith(f"one-{name}")]
-
-
-def _selects(selector: str, labels: dict[str, str]) -> bool:
-    """Return whether labels match a selector such as `a=b,c in (d,e),f!=g`."""
-    if any(labels.get(name) == value for name, value in re.findall(r"([\w./-]+)!=([\w.-]+)", selector)):
-        return False
-    parts = re.findall(r"([\w./-]+)(?:=([\w.-]+)| in \(([^)]*)\))", selector)
-    return all(
-        labels.get(name) in ([value] if value else several.split(",")) for name, value, several in parts
-    )
-
-
-@functools.cache
-def _mistake(manifest: str) -> str:
-    """Return what is wrong with a manifest; empty if it matches its schema."""
-    try:
-        kubernetes_validate.validate(json.loads(manifest), "1.36", strict=True)
-    except kubernetes_validate.ValidationError as error:
-        return str(error.message)
-    return ""
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _leaves(inner, f"{path}.{name}")
-    else:
-        yield path, json.dumps(value, sort_keys=True)
-
-
-def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    both = copy.deepcopy(old)
-    for name, value in new.items():
-        inner = both.get(name)
-        both[name] = _merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
-    return both
 
 
 @contextmanager
