@@ -1,4 +1,4 @@
-"""The figures of an evaluation as Markdown, for a terminal and for docs/results.md."""
+"""The figures of an evaluation as Markdown, for a terminal and for docs/results-real-text.md."""
 
 from __future__ import annotations
 

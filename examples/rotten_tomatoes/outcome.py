@@ -114,7 +114,7 @@ def summary(before: Sequence[Judged], after: Sequence[Judged], *, seed: int) -> 
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """Format the figures as Markdown, for a terminal and for docs/results.md."""
+    """Format the figures as Markdown, for a terminal and for docs/results-real-text.md."""
     low, high = figures["gain_interval"]
     rows = [
         ("judged positive", "positive", "{:.1%}"),
