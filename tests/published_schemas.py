@@ -1,8 +1,9 @@
 """Schemas that extensions of Kubernetes publish for their kinds (CustomResourceDefinitions).
 
 `published_schemas.json.gz` has those of the releases below without their texts, 30 KB instead of 3 MB. After
-a change of a release or a new kind, `python -m tests.published_schemas` fetches all and writes the file anew,
-or reads them from a folder: `python -m tests.published_schemas FOLDER`. All of these projects are Apache-2.0.
+a change of a release or a new kind, `python -m tests.published_schemas` fetches all and writes the file
+again, or reads them from a folder: `python -m tests.published_schemas FOLDER`. All of these projects
+are Apache-2.0.
 """
 
 from __future__ import annotations
