@@ -15,12 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from examples.headline import picture, results, table
+from examples.headline import picture, results, side_by_side, table
 from examples.headline.seed import Plan, Seed
 from fairlead import log
 from fairlead.config import RunFolder, parse_overrides
 from fairlead.config.saving import replace_text
 from fairlead.errors import ConfigError, FairleadError
+from fairlead.local.cores import usable_cores
 from fairlead.local.run_files import RunLock
 from fairlead.rounds.training import StageStopped
 from trainer import durable
@@ -46,9 +47,10 @@ _PRIOR_SECONDS = 30
 class Clock:
     """Estimates how long the rest takes, from the time that steps of the same name took."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        """`names` are those of all steps of all seeds, in order."""
+    def __init__(self, names: Sequence[str], *, jobs: int = 1) -> None:
+        """`names` are those of all steps of all seeds, of which `jobs` run at a time."""
         self._left = list(names)
+        self._jobs = jobs
         self._total = len(names)
         self._started = time.monotonic()
         self._measured: dict[str, list[float]] = {}
@@ -72,10 +74,12 @@ class Clock:
         for name in self._left:
             times = self._measured.get(name)
             found += sum(times) / len(times) if times else _usual(name) * pace
-        return found
+        return found / self._jobs
 
 
-def run(plan: Plan, seeds: Sequence[int], out: Path, *, num_larger: int | None = None) -> dict[str, Any]:
+def run(
+    plan: Plan, seeds: Sequence[int], out: Path, *, num_larger: int | None = None, jobs: int = 1
+) -> dict[str, Any]:
     """Run every seed, judge, and write headline.json, headline.md and headline.svg; return the figures.
 
     Args:
@@ -84,6 +88,7 @@ def run(plan: Plan, seeds: Sequence[int], out: Path, *, num_larger: int | None =
         out: folder of everything that is written.
         num_larger: how many seeds, the first ones, train larger models of their own; the others use those in
             turn. None: all do.
+        jobs: how many seeds run at a time.
 
     Raises:
         FairleadError: a step failed; finished steps are kept.
@@ -91,14 +96,21 @@ def run(plan: Plan, seeds: Sequence[int], out: Path, *, num_larger: int | None =
     out.mkdir(parents=True, exist_ok=True)
     with RunLock(RunFolder(out)):
         known = planned(plan, seeds, out, num_larger=num_larger)
-        clock = Clock([name for one in known for name, _, _ in one.steps()])
+        clock = Clock([name for one in known for name, _, _ in one.steps()], jobs=min(jobs, len(known)))
 
         def on_step(name: str, seconds: float | None) -> None:
             print(clock.done(name, seconds), flush=True)
 
+        def show(line: str) -> None:
+            print(line, flush=True)
+
+        if jobs > 1 and len(known) > 1:
+            side_by_side.run(known, jobs, show, on_step)
+        else:
+            for one in known:
+                show(f"seed {one.seed} of {', '.join(map(str, seeds))}")
+                one.run(show, on_step)
         for one in known:
-            print(f"seed {one.seed} of {', '.join(map(str, seeds))}", flush=True)
-            one.run(lambda line: print(line, flush=True), on_step)
             one.write_prompts()
         print("judging", flush=True)
         figures = _figures(known)
@@ -160,6 +172,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="train larger models for the first N seeds only; the others use those in turn",
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=usable_cores(),
+        metavar="N",
+        help="seeds at a time (default: the number of cores)",
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="folder of everything that is written")
     parser.add_argument("--pages", type=int, default=plan.num_pages, help="pages to pretrain on")
     parser.add_argument("--rounds", type=int, default=plan.num_rounds, help="rounds of tuning")
@@ -169,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     try:
-        for flag in ("larger", "pages", "rounds", "answers"):
+        for flag in ("larger", "jobs", "pages", "rounds", "answers"):
             value = getattr(options, flag)
             if value is not None and value < 1:
                 raise ConfigError(f"--{flag}", got=value, allowed="1 or more")
@@ -180,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             changes=dict(parse_overrides(options.set)),
         )
         log.setup(style="human", level="WARNING")
-        figures = run(plan, options.seeds, options.out, num_larger=options.larger)
+        figures = run(plan, options.seeds, options.out, num_larger=options.larger, jobs=options.jobs)
         print(f"\n{table.summary(figures)}\n{options.out / 'headline.md'}\n{options.out / 'headline.svg'}")
     except FairleadError as error:
         sys.stderr.write(f"error: {error}\n")

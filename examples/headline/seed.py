@@ -32,6 +32,9 @@ from fairlead.rounds.training import Training
 
 HELDOUT_PAGES = 400
 
+Show = Callable[[str], None]
+OnStep = Callable[[str, float | None], None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -120,9 +123,9 @@ class Seed:
             changes=self.plan.changes,
         )
 
-    def steps(self) -> list[tuple[str, str, Callable[[], None]]]:
-        """Return the steps in order: name, title and what to do."""
-        console = Console(stderr=True)
+    def steps(self, console: Console | None = None) -> list[tuple[str, str, Callable[[], None]]]:
+        """Return the steps in order: name, title and what to do; `console` shows the progress of stages."""
+        console = console or Console(stderr=True)
         smallest, *larger = self.plan.sizes
         if self.larger_of is not None:
             larger = []
@@ -147,17 +150,18 @@ class Seed:
         found.append(("answers", "asking every model the held-out questions", self._ask))
         return found
 
-    def run(self, show: Callable[[str], None], on_step: Callable[[str, float | None], None]) -> None:
+    def run(self, show: Show, on_step: OnStep, console: Console | None = None) -> None:
         """Run every step that is not done.
 
         Args:
             show: shows a line of progress.
             on_step: called after each step with its name and its seconds, None if it was done before.
+            console: shows the progress of stages; None: that of standard error.
 
         Raises:
             FairleadError: a step failed; finished steps are kept.
         """
-        every = self.steps()
+        every = self.steps(console)
         steps = Steps(
             self.folder / "stages.json",
             key=self.key,

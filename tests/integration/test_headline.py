@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from examples.headline import command
@@ -63,10 +67,11 @@ def test_headline_continues_and_writes_table_and_picture(
     assert not any("already done" in line for line in shown)
     capsys.readouterr()
 
-    figures = command.run(PLAN, [0, 1], tmp_path)
+    figures = command.run(PLAN, [0, 1], tmp_path, jobs=2)
     printed = capsys.readouterr().out
     assert printed.count("already done") == 4  # pages, two models, and what tunes one
     assert f"{2 * steps} of {2 * steps} steps" in printed
+    assert f"seed 1 [{steps}/{steps}] " in printed
     assert figures == json.loads((tmp_path / "headline.json").read_text())
     assert figures["judges"] == ["gold", "labelers", "reward model of another seed"]
     for one in figures["seeds"]:
@@ -91,3 +96,32 @@ def test_headline_continues_and_writes_table_and_picture(
 def test_two_commands_in_one_folder_are_refused(tmp_path: Path) -> None:
     with RunLock(RunFolder(tmp_path)), pytest.raises(FairleadError, match="another fairlead process"):
         command.run(PLAN, [0], tmp_path)
+
+
+@pytest.mark.slow
+def test_seed_that_fails_is_named_and_stops_the_others(tmp_path: Path) -> None:
+    (tmp_path / "seed-1").mkdir()
+    (tmp_path / "seed-1" / "notes.txt").write_text("mine")
+    with pytest.raises(FairleadError, match=r"^seed 1: .*seed-1.*not empty"):
+        command.run(PLAN, [0, 1], tmp_path, jobs=2)
+    assert not multiprocessing.active_children()
+    assert not (tmp_path / "seed-0" / "answers.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_sigterm_stops_every_seed(tmp_path: Path) -> None:
+    flags = ["--seeds", "0,1", "--jobs", "2", "--out", str(tmp_path / "out"), "--pages", "30000"]
+    command = [sys.executable, "-m", "examples.headline", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:  # both pretrain
+            if line.startswith("seed 1 [2/"):
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 4
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, "the same command continues" in errors) == (143, True)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
