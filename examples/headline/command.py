@@ -133,7 +133,7 @@ def _figures(known: Sequence[Seed]) -> dict[str, Any]:
     others = [*known[1:], known[0]] if len(known) > 1 else [None]
     found = [results.of_seed(one, other) for one, other in zip(known, others, strict=True)]
     return {
-        "larger_models_of": {one.seed: (one.larger_of or one).seed for one in known},
+        "larger_models_of": {str(one.seed): (one.larger_of or one).seed for one in known},
         "sizes": [size.name for size in known[0].plan.sizes],
         "judges": list(dict.fromkeys(row["judge"] for row in found[0]["tuned_against"])),
         "seeds": found,

@@ -89,7 +89,7 @@ def _receive(pipe: Connection, running: Running, show: Show, on_step: OnStep) ->
         return
     match message:
         case ("line", line):
-            show(f"seed {one.seed} {line}")
+            show(f"seed {one.seed} {line.strip()}")
         case ("step", name, seconds):
             on_step(name, seconds)
         case ("stopped", text, code):

@@ -126,6 +126,6 @@ def _time(figures: Mapping[str, Any]) -> str:
     seconds = sum(sum(one["seconds"].values()) for one in figures["seeds"])
     cpu = sum(sum(one["cpu_seconds"].values()) for one in figures["seeds"])
     return (
-        f"{len(figures['seeds'])} seeds took {seconds / 60:.1f} minutes and {cpu / 60:.1f} minutes of CPU "
-        f"time with {figures['cores']} cores.\n"
+        f"The steps of {len(figures['seeds'])} seeds took {seconds / 60:.1f} minutes in all, less by the clock "
+        f"where seeds ran side by side, and {cpu / 60:.1f} minutes of CPU time. Cores: {figures['cores']}.\n"
     )

@@ -17,6 +17,7 @@ from examples.headline.sizes import Size
 from fairlead.config import RunFolder
 from fairlead.errors import FairleadError
 from fairlead.local.run_files import RunLock
+from tests.waiting import eventually
 
 
 def _size(name: str, hidden_size: int) -> Size:
@@ -115,11 +116,14 @@ def test_sigterm_stops_every_seed(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "examples.headline", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        for line in process.stdout:  # both pretrain
-            if line.startswith("seed 1 [2/"):
+        pretraining = set[str]()
+        for line in process.stdout:
+            pretraining |= {line[:10]} & {"seed 0 [2/", "seed 1 [2/"}
+            if len(pretraining) == 2:
                 break
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert len(children) >= 4
+        ours = psutil.Process(process.pid)
+        eventually(lambda: len(ours.children(recursive=True)) >= 5)  # two seeds and what they started
+        children = ours.children(recursive=True)
         process.terminate()
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, "the same command continues" in errors) == (143, True)
