@@ -14,15 +14,15 @@ from fairlead.errors import ClusterRefused
 from fairlead.k8s import labels
 from fairlead.k8s.changes import stage
 from fairlead.k8s.cluster import Cluster, ObjectExists
+from fairlead.k8s.follow import container_of
 from fairlead.k8s.labels import INSTANCE, NAME, PART_OF, WITH_PREFIX
 from fairlead.k8s.manifests import SHARED, VOLUME, Manifest
 from fairlead.k8s.processes import ProcessState, observe, states
+from fairlead.update_line import last_update
 
 _CLAIM = ("v1", "PersistentVolumeClaim")
 _TRAINER = "trainer"
 _LOG_LINES = 500
-UPDATE = re.compile(r"\bupdate (\d+) of (\d+): reward")
-"""What the trainer logs after each update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,12 +159,16 @@ def _update(cluster: Cluster, pods: Sequence[Manifest]) -> tuple[int, int] | Non
     """Return the last update in the log of the newest pod of the trainer that has one."""
     for pod in [one for one in pods if _process(one) == _TRAINER]:
         try:
-            text = cluster.log(pod["metadata"]["name"], lines=_LOG_LINES, previous=False)
+            text = cluster.log(
+                pod["metadata"]["name"],
+                lines=_LOG_LINES,
+                previous=False,
+                container=container_of(pod, _TRAINER),
+            )
         except ClusterRefused:  # A container that has not started, or an account that may not read logs.
             continue
-        if found := UPDATE.findall(text):
-            done, wanted = found[-1]
-            return int(done), int(wanted)
+        if (update := last_update(text)) is not None:
+            return update
     return None
 
 

@@ -33,6 +33,7 @@ from fairlead.local import valkey
 from fairlead.local.addresses import Ports
 from fairlead.local.probes import READY_PATH, HttpHealth
 from fairlead.transports.rollouts.redis_connection import GROUP, Keys
+from fairlead.update_line import last_update
 from tests.gateway_world import ask
 from tests.integration.ppo_run import make
 from tests.rendered import container, data_of, needs_kubectl, probes, templates
@@ -276,6 +277,8 @@ async def test_pods_of_a_run_start_become_healthy_and_complete_it(node: Node):
     assert await asyncio.to_thread(node.running["trainer"].wait, 240) == 0, node.log("trainer")
     folder = RunFolder(node.root / "volume" / "fairlead" / "runs" / "tiny")
     assert json.loads(folder.result("ppo").read_text())["updates"] == 2
+    # What `fairlead k8s run list` reads.
+    assert last_update((node.root / "trainer.log").read_text()) == (2, 2)
     _keda_sees_the_queue_and_nothing_else(node)
     for name in reversed(names[1:]):
         assert await asyncio.to_thread(node.stop, name) == 0, node.log(name)

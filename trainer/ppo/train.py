@@ -22,6 +22,7 @@ from fairlead.nn.loading import max_sequence_tokens, set_threads
 from fairlead.transports.rollouts.base import OutcomeEntry, TrainerQueue
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import DeadLetter, WeightVersion
+from fairlead.update_line import log_update
 from trainer import durable
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.distributed.group import Group
@@ -415,13 +416,7 @@ class PpoTrainer:
             if self._utilization is not None and (seconds := figures.get("seconds_train")):
                 self._metrics.mfu.set(self._utilization.ratio(tokens=self._tokens_read, seconds=seconds))
         tracker.record(update, figures)
-        logger.info(
-            "update %d of %d: reward %.3f, KL %.3f",
-            update,
-            self._config.ppo.updates,
-            figures.get("reward", float("nan")),
-            figures.get("kl", float("nan")),
-        )
+        log_update(logger, update, self._config.ppo.updates, figures)
 
     def _finish(self, tracker: Tracker) -> dict[str, object]:
         """Write the trained policy and the result, unless a newer trainer will do it."""
