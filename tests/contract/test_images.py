@@ -71,6 +71,7 @@ def test_images_name_their_origin_and_contents():
         assert final.index("fairlead.sbom") < final.index("USER 10001:10001"), "root writes it"
     assert bases["light"] == bases["model"]
     assert re.fullmatch(r"docker\.io/library/debian:[\w-]+-slim@sha256:[0-9a-f]{64}", bases["light"])
+    assert re.fullmatch(r"docker\.io/vllm/vllm-openai:v\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?", bases["vllm"])
 
 
 class Registry(BaseHTTPRequestHandler):
@@ -143,8 +144,10 @@ def test_digests_are_those_of_the_registry(pin, registry, monkeypatch, tmp_path)
 
 
 def test_images_of_others_are_found_for_pinning(pin):
-    named = {match["name"] for path in pin.files(ROOT) for match in pin.IMAGE.finditer(path.read_text())}
-    assert named == {"library/debian", "vllm/vllm-openai", "valkey/valkey", "oliver006/redis_exporter"}
+    found = [match for path in pin.files(ROOT) for match in pin.IMAGE.finditer(path.read_text())]
+    pinned = {one["name"] for one in found if one["digest"]}
+    assert pinned == {"library/debian", "valkey/valkey", "oliver006/redis_exporter"}
+    assert {one["name"] for one in found} == pinned | {"vllm/vllm-openai"}
 
 
 @pytest.mark.slow
