@@ -32,8 +32,10 @@ BUILT_IN = {
     "v1": {
         "ConfigMap": "configmaps",
         "Event": "events",
+        "LimitRange": "limitranges",
         "PersistentVolumeClaim": "persistentvolumeclaims",
         "Pod": "pods",
+        "ResourceQuota": "resourcequotas",
         "Secret": "secrets",
         "Service": "services",
         "ServiceAccount": "serviceaccounts",
@@ -154,7 +156,8 @@ class StandIn:
         self._authorize(verb, version or "", plural + (scale or ""), name or "")
         if verb == "patch" and (plural, namespace, name) not in self.objects:
             self._authorize("create", version or "", plural, "")
-        if namespace not in self.namespaces:
+        # A list of a namespace that does not exist is empty.
+        if namespace not in self.namespaces and verb != "list":
             raise Refusal(404, "NotFound", f'namespaces "{namespace}" not found')
         if method == "POST":
             return self._create(plural, namespace, version or "", query, json.loads(body))

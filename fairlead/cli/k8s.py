@@ -278,7 +278,7 @@ def scale(
     numbers: dict[str, int] = {}
     for argument in wanted:
         name, _, number = argument.partition("=")
-        if not name or not number.isdigit():
+        if not name or not (number.isascii() and number.isdigit()):
             fail(f"scale: got {argument!r}, allowed: PROCESS=NUMBER, such as rollout-worker=8")
         numbers[name] = int(number)
     changes.scale(connect(namespace, run, kubeconfig, context, request_seconds), numbers)
@@ -305,16 +305,19 @@ def down(
 ) -> None:
     """Drain the processes in order and delete the objects."""
     from fairlead.k8s import changes
+    from fairlead.k8s.processes import process_states
 
+    cluster = connect(namespace, run, kubeconfig, context, request_seconds)
+    cluster.check_namespace(create=False)
     if purge and not yes:
         typer.confirm(
-            f"Delete every checkpoint, report, queue and judgment {'of ' + run if run else ''} in namespace "
+            f"Delete every checkpoint, report, queue and judgment{' of ' + run if run else ''} in namespace "
             f"{namespace}?",
             abort=True,
         )
-    cluster = connect(namespace, run, kubeconfig, context, request_seconds)
+    others = "" if process_states(cluster) else other_runs(cluster)
     kept = changes.take_down(cluster, purge=purge, timeout_seconds=timeout_seconds, report=report)
-    typer.echo(f"down; kept: {', '.join(kept)}" if kept else "down; nothing is kept")
+    typer.echo(f"down; kept: {', '.join(kept)}{others}" if kept else f"down; nothing is kept{others}")
 
 
 def _table(states: list[ProcessState]) -> object:

@@ -35,8 +35,9 @@ def register(app: typer.Typer) -> None:
     app.command(
         "doctor",
         help=with_examples(
-            "Show what the cluster lacks for a run: rights, a storage class, GPUs, extensions. Changes "
-            "nothing; the exit code is 2 if something is missing that every run needs.",
+            "Show what the cluster lacks for a run: rights, a storage class, GPUs, a default that a quota "
+            "demands, extensions. Changes nothing; the exit code is 2 if something is missing that every run "
+            "needs.",
             "fairlead k8s doctor -n fairlead",
         ),
     )(doctor)

@@ -181,27 +181,12 @@ def take_down(
     Raises:
         Stalled: if pods do not end.
     """
-    scaled: dict[str, int] = {}
     secret = cluster.named(SECRET)
-    for kind, selector in STOP_ORDER:
-        found = cluster.list_if_known(*kind, selector=cluster.ours + selector)
-        if kind[1] == "Deployment":
-            scaled |= {
-                one["metadata"]["labels"][NAME]: one["spec"]["replicas"]
-                for one in found
-                if one["spec"].get("replicas", 1) > 1
-            }
-        for manifest in found:
-            report(f"stopping {manifest['metadata']['name']}")
-            cluster.delete(*kind, manifest["metadata"]["name"])
-        for manifest in found:
-            if kind not in (_KEDA, _HPA):
-                name = manifest["metadata"]["labels"][NAME]
-                wait_until_gone(cluster, name, timeout_seconds=timeout_seconds)
-    if scaled:
-        numbers = " ".join(f"{name}={number}" for name, number in sorted(scaled.items()))
-        flag = f"--run {cluster.run} " if cluster.run else ""
-        report(f"after the next up, for as many pods as before: fairlead k8s scale {flag}{numbers}")
+    if numbers := _stop(cluster, timeout_seconds, report):
+        flags = ["-n", cluster.namespace] if cluster.namespace != "fairlead" else []
+        flags += ["--run", cluster.run] if cluster.run else []
+        again = " ".join(("fairlead k8s scale", *flags, *numbers))
+        report(f"after the next up, for as many pods as before: {again}")
     kinds: _Kinds = (*WITHOUT_PODS, _CLAIM) if purge else WITHOUT_PODS
     for kind in kinds:
         for manifest in cluster.list_if_known(*kind, selector=f"{cluster.ours},{COMPONENT}!={BACKUP}"):
@@ -212,6 +197,26 @@ def take_down(
     names = [f"{_CLAIM[1]} {one['metadata']['name']}" for one in kept]
     # By its name: the right to list Secrets is the right to read all of them.
     return names + ([f"Secret {secret}"] if cluster.get("v1", "Secret", secret) else [])
+
+
+def _stop(cluster: Cluster, timeout_seconds: float, report: Callable[[str], None]) -> list[str]:
+    """Delete what has pods, and return the numbers of pods that a person has set, as `scale` takes them."""
+    scaled: dict[str, int] = {}
+    by_autoscalers: set[str] = set()
+    for kind, selector in STOP_ORDER:
+        found = cluster.list_if_known(*kind, selector=cluster.ours + selector)
+        for manifest in found:
+            report(f"stopping {manifest['metadata']['name']}")
+            cluster.delete(*kind, manifest["metadata"]["name"])
+        replicas = {one["metadata"]["labels"][NAME]: one["spec"].get("replicas", 1) for one in found}
+        if kind in (_KEDA, _HPA):
+            by_autoscalers |= set(replicas)
+            continue
+        for name in replicas:
+            wait_until_gone(cluster, name, timeout_seconds=timeout_seconds)
+        if kind in (_DEPLOYMENT, LEADER_WORKER_SET):
+            scaled |= {name: number for name, number in replicas.items() if number > 1}
+    return [f"{name}={number}" for name, number in sorted(scaled.items()) if name not in by_autoscalers]
 
 
 def _order(manifest: Manifest) -> int:

@@ -22,6 +22,8 @@ _EXTENSIONS: Mapping[str, tuple[str, str]] = {
     "Kueue": ("/apis/kueue.x-k8s.io", "the component kueue"),
 }
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
+_UNSET = ("limits.cpu", "limits.ephemeral-storage", "requests.ephemeral-storage")
+"""What a ResourceQuota may demand of each container, and the manifests do not set."""
 _OPTIONAL_GROUPS = (
     *("cert-manager.io", "gateway.networking.k8s.io", "jobset.x-k8s.io", "keda.sh"),
     *("leaderworkerset.x-k8s.io", "monitoring.coreos.com"),
@@ -48,6 +50,7 @@ def examine(cluster: Cluster) -> Iterator[Finding]:
     yield from _rights(cluster)
     yield _storage(cluster)
     yield _gpus(cluster)
+    yield _quota(cluster)
     for name, (path, purpose) in _EXTENSIONS.items():
         try:
             cluster.read(path, f"discover {name}")
@@ -133,3 +136,30 @@ def _gpus(cluster: Cluster) -> Finding:
         detail = f"none on {len(counts)} nodes, or no device plugin; the overlays gpu and large need them"
         return Finding("optional", "GPUs", detail)
     return Finding("ok", "GPUs", f"{sum(counts)} on {sum(1 for one in counts if one)} of {len(counts)} nodes")
+
+
+def _quota(cluster: Cluster) -> Finding:
+    """Return whether the namespace has a quota that refuses pods for what they do not set."""
+    try:
+        quotas = cluster.list("v1", "ResourceQuota", "")
+        ranges = cluster.list("v1", "LimitRange", "")
+    except ClusterForbidden:
+        return Finding("unknown", "quotas", "not allowed to list ResourceQuotas and LimitRanges")
+    defaults = {
+        resource
+        for one in ranges
+        for limit in one["spec"]["limits"]
+        if limit["type"] == "Container"
+        for resource in limit.get("default") or ()
+    }
+    for one in quotas:
+        hard = (one.get("spec") or {}).get("hard") or {}
+        demanded = [name for name in _UNSET if name in hard and name.partition(".")[2] not in defaults]
+        if demanded:
+            detail = (
+                f"{one['metadata']['name']} demands {', '.join(demanded)}, which pods do not set: create a "
+                "LimitRange with a default (docs/kubernetes.md, Quotas)"
+            )
+            return Finding("missing", "quotas", detail)
+    names = ", ".join(one["metadata"]["name"] for one in quotas)
+    return Finding("ok", "quotas", f"pods set what {names} demands" if names else "none in the namespace")

@@ -67,6 +67,9 @@ _IMAGES = ("fairlead-light", "fairlead-model", "fairlead-vllm")
 _MODELS = "fairlead-models"
 """Image of the component `model-image`, which kustomize does not name: it is in a volume."""
 _RENDER_SECONDS = 60.0
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_REGISTRY = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*/?")
+_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,17 @@ class Target:
     """Tag of the images; used with `registry`."""
     stage: str = "ppo"
     """One of `STAGES`."""
+
+
+def check_namespace_name(name: str) -> None:
+    """Check that a namespace can have a name.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not _NAMESPACE.fullmatch(name):
+        allowed = "1 to 63 lower-case letters, digits and hyphens, such as team-a"
+        raise ConfigError("namespace", got=name, allowed=allowed)
 
 
 def checkout() -> Path:
@@ -122,13 +136,19 @@ def render_run(config: RunConfig, target: Target) -> list[Manifest]:
     They are in the order of kustomize. Each process has a ConfigMap of the settings that it reads.
 
     Raises:
-        ConfigError: if kubectl is missing, an overlay, component or stage is unknown, an image has no
-            registry, an origin is not https, the run has no queue, two autoscalers scale the same process,
-            the name of the run cannot be a prefix, the address of a shared service is invalid, or kustomize
-            refuses the manifests.
+        ConfigError: if kubectl is missing, an overlay, component or stage is unknown, a namespace, registry
+            or tag is invalid, an image has no registry, an origin is not https, the run has no queue, two
+            autoscalers scale the same process, the name of the run cannot be a prefix, the address of a
+            shared service is invalid, or kustomize refuses the manifests.
     """
     if target.stage not in STAGES:
         raise ConfigError("stage", got=target.stage, allowed=f"one of {', '.join(STAGES)}")
+    check_namespace_name(target.namespace)
+    if target.registry and not _REGISTRY.fullmatch(target.registry):
+        allowed = "a host and a path, without https://, such as registry.example.com/team"
+        raise ConfigError("registry", got=target.registry, allowed=allowed)
+    if not _TAG.fullmatch(target.tag):
+        raise ConfigError("tag", got=target.tag, allowed="a tag of an image, such as 0.1.0")
     if target.prefix:
         check_run_name(config.name)
     with tempfile.TemporaryDirectory(prefix="fairlead-k8s-") as name:

@@ -5,6 +5,7 @@ A pod in this state says only `Pending` or `ContainerCreating`. Reads claims and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from fairlead.k8s.cluster import Cluster, ClusterForbidden
@@ -15,6 +16,12 @@ _CLAIM = "PersistentVolumeClaim"
 _NOT_OBSTACLES = ("FailedScheduling", "Unhealthy", "BackOff")
 """Reasons of events that the state of the pod shows better, and without those that no longer hold."""
 
+_MADE_BY = {
+    "Deployment": ("ReplicaSet", "-[a-z0-9]+"),
+    "JobSet": ("Job", "-[a-z0-9]+-[0-9]+"),
+    "LeaderWorkerSet": ("StatefulSet", "(-[0-9]+)?"),
+}
+"""By kind of owner: the kind of the objects between it and its pods, and the rest of their names."""
 _WITHOUT_A_CAUSE = ("Error: ErrImagePull", "Error: ImagePullBackOff")
 """Messages of events that follow one with the cause."""
 
@@ -81,12 +88,10 @@ def _of_pod(pod: Manifest, claims: Mapping[str, Manifest], events: Mapping[tuple
 def _of_owner(owner: Manifest, events: Mapping[tuple[str, str], Manifest]) -> str:
     """Return why a process lacks pods: a quota or a policy of the namespace refuses them."""
     name = owner["metadata"]["name"]
-    made_by = {"Deployment": "ReplicaSet", "JobSet": "Job"}.get(owner["kind"], "")
     for (kind, about), event in events.items():
         of_owner = (kind, about) == (owner["kind"], name)
-        # NAME-HASH of a ReplicaSet, NAME-ranks-0 of the Job of a JobSet.
-        parts = 1 if made_by == "ReplicaSet" else 2
-        if of_owner or (kind == made_by and "-".join(about.split("-")[:-parts]) == name):
+        made_by, rest = _MADE_BY.get(owner["kind"], ("", ""))
+        if of_owner or (kind == made_by and re.fullmatch(re.escape(name) + rest, about)):
             return _because(event).removeprefix(": ")
     for one in (owner.get("status") or {}).get("conditions") or ():
         if one["type"] == "ReplicaFailure" and one["status"] == "True":

@@ -63,6 +63,28 @@ def test_pods_meet_the_restricted_standard(objects):
         assert mounts["/fairlead"]["readOnly"] is True
 
 
+def test_quotas_find_requests_and_limits_in_every_container(objects):
+    """A quota refuses a pod if one of its containers, also of those that start first, sets no number."""
+    for name, template in templates(objects).items():
+        for one in (*template["spec"]["containers"], *template["spec"].get("initContainers", ())):
+            assert one["resources"]["requests"].keys() >= {"cpu", "memory"}, (name, one["name"])
+            assert "memory" in one["resources"]["limits"], (name, one["name"])
+            assert one["securityContext"]["readOnlyRootFilesystem"] is True, (name, one["name"])
+
+
+@pytest.mark.parametrize(("overlay", "largest"), [("gpu", 6), ("large", 32)])
+def test_requests_of_cpu_are_what_the_page_says_of_limit_ranges(overlay, largest):
+    found = max(
+        parse_quantity(one["resources"]["requests"]["cpu"])
+        for template in templates(rendered(overlay)).values()
+        for one in template["spec"]["containers"]
+    )
+    assert found == parse_quantity(str(largest))
+    page = (checkout().parent / "docs" / "kubernetes.md").read_text()
+    default = re.search(r"kind: LimitRange\n.*?default: {cpu: \"(\d+)\"}", page, re.DOTALL)
+    assert found <= int(default[1]) or f"\n{largest} with `{overlay}`." in page
+
+
 def test_cluster_environment_contains_valid_settings(objects, tmp_path, monkeypatch):
     (tmp_path / "run.toml").write_text(data_of(objects, "run-trainer")["run.toml"])
     for name, value in data_of(objects, "cluster").items():

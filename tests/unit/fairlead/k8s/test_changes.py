@@ -195,6 +195,17 @@ def test_numbers_of_pods_are_reported_when_a_run_is_taken_down(cluster, fairlead
     assert "for as many pods as before: fairlead k8s scale policy=3 rollout-worker=4" in shown.stderr
 
 
+def test_numbers_that_an_autoscaler_sets_are_not_reported(cluster, fairlead):
+    cluster.kinds |= KEDA
+    where = ("--run", "one", "--namespace", "team", "--create-namespace")
+    fairlead(*UP, "--component", "keda", *where)
+    fairlead("scale", "reward=2", *where[:4])
+    named(cluster, "deployments", "team")["one-rollout-worker"]["spec"]["replicas"] = 9
+    shown = fairlead("down", *where[:4])
+    assert "as before: fairlead k8s scale -n team --run one reward=2\n" in shown.stderr
+    assert "namespace team has no run one" in fairlead("status", *where[:4]).stdout
+
+
 def test_what_an_autoscaler_of_kubernetes_scales_is_not_scaled_by_hand(cluster, fairlead):
     fairlead(*UP, "--component", "hpa")
     shown = fairlead("scale", "rollout-worker=4", code=2)

@@ -160,6 +160,12 @@ def test_missing_or_broken_kubeconfig_and_unknown_context(cluster, tmp_path):
             "allowed: one of files, sft, reward-model, preference, ppo",
         ),
         (["--overlay", "kind", "--set", "ppo.update=1"], "did you mean `ppo.updates`?"),
+        (["--overlay", "kind", "-n", "Team A"], "namespace: got 'Team A', allowed: 1 to 63 lower-case"),
+        (
+            ["--overlay", "gpu", "--registry", "https://registry.test/x"],
+            "registry: got 'https://registry.test",
+        ),
+        (["--overlay", "gpu", "--registry", "registry.test", "--tag", "1 2"], "tag: got '1 2'"),
     ],
 )
 def test_invalid_flag_is_reported_before_any_request(cluster, flags, says):
@@ -167,6 +173,24 @@ def test_invalid_flag_is_reported_before_any_request(cluster, flags, says):
     assert code == 2
     assert says in line
     assert cluster.requests == []
+
+
+@pytest.mark.parametrize(
+    "verb", [("status",), ("down",), ("scale", "policy=2"), ("logs", "policy"), ("run", "list"), ("doctor",)]
+)
+@pytest.mark.parametrize("name", ["../x", "", "UPPER"])
+def test_invalid_namespace_is_reported_by_every_verb_before_any_request(cluster, verb, name):
+    code, line = error(*verb, "--namespace", name)
+    assert (code, f"namespace: got '{name}', allowed: 1 to 63" in line) == (2, True)
+    assert cluster.requests == []
+
+
+def test_missing_namespace_is_not_taken_for_one_without_a_run(cluster):
+    for verb in ("status", "down"):
+        code, line = error(verb, "--namespace", "elsewhere")
+        assert (code, "the cluster has no namespace elsewhere" in line) == (2, True)
+    for wanted in ("reward", "reward=-1", "reward=x", "reward=²", "=2"):
+        assert "allowed: PROCESS=NUMBER" in error("scale", wanted)[1]
 
 
 def test_missing_kubectl_or_checkout_is_reported(cluster, monkeypatch, tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from fairlead.cli import k8s_models
 from fairlead.k8s import fetch
@@ -18,6 +20,8 @@ from tests.rendered import rendered
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
 
 UP = ("up", "run.toml", "--overlay", "kind")
+PAGE = Path(__file__).parents[4] / "docs" / "kubernetes.md"
+YAML = re.compile(r"^```yaml\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def test_logs_have_the_last_lines_of_every_pod(cluster, fairlead):
@@ -55,6 +59,26 @@ def test_doctor_names_what_is_missing_and_changes_nothing(cluster, fairlead):
     cluster.outside["/apis/storage.k8s.io/v1/storageclasses"]["items"].append({"metadata": default})
     assert "ok        rights: those of the role fairlead-operator" in fairlead("doctor").stdout
     assert writes(cluster) == []
+
+
+def test_doctor_names_a_quota_that_refuses_every_pod(cluster, fairlead):
+    cluster.outside |= {"/apis/storage.k8s.io/v1/storageclasses": {}, "/api/v1/nodes": {}}
+    assert "ok        quotas: none in the namespace" in fairlead("doctor", code=2).stdout
+    quota = {"metadata": {"name": "team"}, "spec": {"hard": {"requests.cpu": "8", "limits.memory": "64Gi"}}}
+    cluster.objects["resourcequotas", "fairlead", "team"] = quota
+    assert "ok        quotas: pods set what team demands" in fairlead("doctor", code=2).stdout
+    quota["spec"]["hard"]["limits.cpu"] = "96"
+    shown = fairlead("doctor", code=2)
+    assert (
+        "missing   quotas: team demands limits.cpu, which pods do not set: create a LimitRange"
+        in shown.stdout
+    )
+    assert "lacks what every run needs: storage class, quotas" in shown.stderr
+    (example,) = [block for block in YAML.findall(PAGE.read_text()) if "LimitRange" in block]
+    cluster.objects["limitranges", "fairlead", "cpu"] = yaml.safe_load(example)
+    assert "ok        quotas: pods set what team demands" in fairlead("doctor", code=2).stdout
+    cluster.rules = [{"apiGroups": [""], "resources": ["namespaces", "nodes"], "verbs": ["get"]}]
+    assert "unknown   quotas: not allowed to list" in fairlead("doctor", code=2).stdout
 
 
 def test_fetch_model_runs_a_job_once_and_up_does_not_delete_it(cluster, fairlead, monkeypatch):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fairlead.k8s.manifests import job_spec
-from tests.cluster_stand_in import JOB_SETS, StandIn, add_process, named
+from tests.cluster_stand_in import JOB_SETS, LEADER_WORKER_SETS, StandIn, add_process, named
 
 CLAIM = "PersistentVolumeClaim"
 BACK_OFF = {
@@ -138,6 +138,23 @@ def test_a_quota_is_named_for_a_job_set_and_from_the_condition_of_a_deployment(c
     }
     cluster.controllers.conditions["one-policy"] = [failure]
     assert shown(fairlead, "policy") == "FailedCreate: exceeded quota: a"
+
+
+@pytest.mark.parametrize("made", ["one-policy", "one-policy-0"])
+def test_a_quota_that_refuses_a_node_of_a_policy_is_named(cluster, fairlead, made):
+    cluster.kinds |= LEADER_WORKER_SETS
+    (pod,) = add_process(cluster, "deployments", "policy")
+    owner = cluster.objects.pop(("deployments", "fairlead", "one-policy"))
+    group = {"leaderTemplate": owner["spec"]["template"], "size": 2}
+    spec = {"leaderWorkerTemplate": group, "replicas": 1}
+    cluster.objects["leaderworkersets", "fairlead", "one-policy"] = owner | {
+        "kind": "LeaderWorkerSet",
+        "spec": spec,
+    }
+    del cluster.objects["pods", "fairlead", pod]
+    warn(cluster, "StatefulSet", "one-policy-b", "FailedCreate", "of another run")
+    warn(cluster, "StatefulSet", made, "FailedCreate", QUOTA)
+    assert shown(fairlead, "policy") == f"FailedCreate: {QUOTA}"
 
 
 def test_an_init_container_that_fails_is_shown(cluster, fairlead):
