@@ -1,6 +1,6 @@
 """Several seeds at a time, each in a process of its own: most stages leave a core idle.
 
-A process of a seed sends what it shows through a pipe, whose end tells that it has ended. It is in a process
+A process of a seed sends what it shows through a pipe, whose end says that it has ended. It is in a process
 group of its own, so Ctrl-C reaches only the command, which stops all of them; they end with the command too.
 """
 

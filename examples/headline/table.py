@@ -126,6 +126,7 @@ def _time(figures: Mapping[str, Any]) -> str:
     seconds = sum(sum(one["seconds"].values()) for one in figures["seeds"])
     cpu = sum(sum(one["cpu_seconds"].values()) for one in figures["seeds"])
     return (
-        f"The steps of {len(figures['seeds'])} seeds took {seconds / 60:.1f} minutes in all, less by the clock "
-        f"where seeds ran side by side, and {cpu / 60:.1f} minutes of CPU time. Cores: {figures['cores']}.\n"
+        f"The steps of {len(figures['seeds'])} seeds took {seconds / 60:.1f} minutes in all, less by the "
+        f"clock where seeds ran side by side, and {cpu / 60:.1f} minutes of CPU time on {figures['cores']} "
+        "cores.\n"
     )
