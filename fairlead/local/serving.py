@@ -30,6 +30,9 @@ from fairlead.types import FinishReason, SamplingParams, TextPair
 _PROBE_SECONDS = 0.1
 _IN_FLIGHT = 256
 _SCORE_ITEMS = 256
+_CALL_SECONDS = 600.0
+"""Deadline of a call. It may wait behind hundreds of others on a busy machine, and a service that has ended
+refuses calls at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ async def ask(
     seeds = [rng.getrandbits(62) for _ in prompts]
     in_flight = asyncio.Semaphore(max(1, _IN_FLIGHT // samples))
 
-    async with AsyncPolicyClient(address) as client:
+    async with AsyncPolicyClient(address, timeout_seconds=_CALL_SECONDS) as client:
 
         async def one(prompt: Prompt, seed: int) -> list[GeneratedAnswer]:
             async with in_flight:
@@ -100,7 +103,7 @@ async def score(address: str, pairs: Sequence[tuple[Prompt, str]]) -> list[float
         TextPair("", text, messages=prompt.messages) if isinstance(prompt, Chat) else TextPair(prompt, text)
         for prompt, text in pairs
     ]
-    async with AsyncRewardClient(address) as client:
+    async with AsyncRewardClient(address, timeout_seconds=_CALL_SECONDS) as client:
         parts = [items[start : start + _SCORE_ITEMS] for start in range(0, len(items), _SCORE_ITEMS)]
         found = [await client.score(part) for part in parts]
     return [value for part in found for value in part.scores]
