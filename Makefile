@@ -7,6 +7,8 @@ VLLM := .venv-vllm/bin/python
 # Many processes share a small machine: threads must not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
+# Tests and runs start hundreds of processes: each would compile the sources, a second of CPU where they load a model.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup quickstart headline vllm-env test test-slow chaos chaos-short lint format protos bench images gpu-check clean
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import re
 from collections.abc import Iterator
 from typing import Any
-
-import kubernetes_validate
 
 
 def selects(selector: str, labels: dict[str, str]) -> bool:
@@ -20,16 +17,6 @@ def selects(selector: str, labels: dict[str, str]) -> bool:
     return all(
         labels.get(name) in ([value] if value else several.split(",")) for name, value, several in parts
     )
-
-
-@functools.cache
-def mistake(manifest: str) -> str:
-    """Return what is wrong with a manifest; empty if it matches its schema."""
-    try:
-        kubernetes_validate.validate(json.loads(manifest), "1.36", strict=True)
-    except kubernetes_validate.ValidationError as error:
-        return str(error.message)
-    return ""
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -44,7 +31,14 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Return an object with the fields of another one, field by field."""
     both = copy.deepcopy(old)
+    _merge(both, new)
+    return both
+
+
+def _merge(both: dict[str, Any], new: dict[str, Any]) -> None:
     for name, value in new.items():
         inner = both.get(name)
-        both[name] = merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
-    return both
+        if isinstance(value, dict) and isinstance(inner, dict):
+            _merge(inner, value)
+        else:
+            both[name] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -9,12 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer.testing
 from hypothesis import settings
 
 from tests import postgres_server
 
 settings.register_profile("steady", derandomize=True)
 """Uses the same examples in every run of `make test`; `make test-slow` draws new ones."""
+
+# Otherwise the runner builds all commands of `fairlead` in each call, which takes 75 ms of CPU.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 pytest.register_assert_rewrite("tests.engine_contract")
 

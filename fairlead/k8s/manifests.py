@@ -207,8 +207,9 @@ def kustomize(folder: Path) -> list[Manifest]:
         raise ConfigError(
             "kubectl", got="no kubectl on the PATH", allowed="kubectl 1.27 or newer, to render the manifests"
         )
-    # Rendering needs no cluster, so this kubectl gets no way to reach one.
-    environment = os.environ | {"KUBECONFIG": os.devnull}
+    # Rendering needs no cluster, so this kubectl gets no way to reach one. It ends in half a second, and
+    # would spend a fifth of it on collecting garbage.
+    environment = os.environ | {"KUBECONFIG": os.devnull, "GOGC": "400"}
     done = subprocess.run(
         [kubectl, "kustomize", str(folder)],
         capture_output=True,

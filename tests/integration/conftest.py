@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.service_process import SharedServices, Starter
+from tests.shared_renders import share_renders  # noqa: F401
 
 
 @pytest.fixture(scope="session")

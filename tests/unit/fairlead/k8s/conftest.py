@@ -13,6 +13,7 @@ from fairlead.cli import k8s as verbs
 from fairlead.cli.main import app
 from fairlead.k8s import changes, waiting
 from tests import cluster_stand_in
+from tests.shared_renders import share_renders  # noqa: F401
 
 
 class Clock:
