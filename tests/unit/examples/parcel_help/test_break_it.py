@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.parcel_help import break_it, figures, gold, methods, picture
+from examples.parcel_help import break_it, figures, gold, methods, picture, rows
 from fairlead.config import RunConfig, load
 from fairlead.report import run_record
 
@@ -115,6 +115,9 @@ def test_page_and_summary_show_the_outcome(tmp_path: Path) -> None:
     )
     assert "ended at -0.27" in break_it.summary(config)
     assert "update  4: stop by length_ratio, at gold +0.73 and score +3.00" in break_it.summary(config)
+    assert rows.tables([config.folder.root]).splitlines()[-1] == (
+        "| q-break-it | 0.00 → 4.00 | 0.20 → 1.00 (update 2) → -0.27 | update 5 | update 3, kl | +1.13 |"
+    )
     caption = picture.draw_broken([config.folder.root] * 2, tmp_path / "broken.svg")
     assert caption == "; ".join(["q-break-it: gold 0.20 → -0.27"] * 2)
     assert (tmp_path / "broken.svg").read_text(encoding="utf-8").count("<svg") == 1

@@ -11,7 +11,7 @@ from statistics import fmean
 
 import pytest
 
-from examples.parcel_help import corpus, figures, gold, people, picture, report
+from examples.parcel_help import corpus, figures, gold, people, picture, report, rows
 from examples.parcel_help.files import Files
 from fairlead.config import RunConfig, load
 from fairlead.data.comparisons import RankedResponses
@@ -215,6 +215,27 @@ def test_page_shows_the_figures(written: tuple[RunConfig, Files]) -> None:
     lines = report.summary(config.folder.report_json)
     assert f"win rate against SFT   {ppo['win_rate_vs_sft']:.2f}" in lines
     assert "128 of 128 tasks trained on, 0 lost, 0 duplicated" in lines
+
+
+def test_rows_of_runs_and_their_means(written: tuple[RunConfig, Files]) -> None:
+    config, _ = written
+    first, second = json.loads(config.folder.report_json.read_text())["rounds"]
+    one, _, mean = rows.tables([config.folder.root] * 2).splitlines()[2:]
+    _, _, seed, wins, gold_rewards, models, refreshed, kl, _ = (cell.strip() for cell in one.split("|"))
+    assert (seed, kl) == ("0", f"{second['ppo']['kl']:.1f}")
+    assert wins == " → ".join(f"{each['ppo']['win_rate_vs_sft']:.2f}" for each in (first, second))
+    assert gold_rewards.split(" → ")[0] == f"{first['ppo']['gold_before']:.2f}"
+    assert models.count("(") == 2
+    assert refreshed.endswith(f"→ {second['reward_model']['fresh_accuracy_gold']:.3f}")
+    assert mean.split("|")[3].strip() == f"{second['ppo']['win_rate_vs_sft']:.2f} ± 0.00"
+
+
+def test_folder_without_a_report_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"without a readable report\.json"):
+        rows.tables([tmp_path])
+    (tmp_path / "report.json").write_text('{"rounds": []}')
+    with pytest.raises(ConfigError, match="finished quickstarts"):
+        rows.tables([tmp_path])
 
 
 def test_reward_model_stage_reads_the_rankings(written: tuple[RunConfig, Files]) -> None:
