@@ -27,6 +27,7 @@ from fairlead.config.infrastructure import RanksSection, redis_url_without_secre
 from fairlead.config.saving import as_toml
 from fairlead.errors import ConfigError
 from fairlead.k8s import policy_nodes
+from fairlead.k8s.folders import check_once, components_of, existing
 from fairlead.k8s.labels import COMPONENT, INSTANCE, NAME
 from fairlead.k8s.prefix import check_run_name, prefixed
 from fairlead.k8s.settings import pod_templates, split
@@ -136,10 +137,10 @@ def render_run(config: RunConfig, target: Target) -> list[Manifest]:
     They are in the order of kustomize. Each process has a ConfigMap of the settings that it reads.
 
     Raises:
-        ConfigError: if kubectl is missing, an overlay, component or stage is unknown, a namespace, registry
-            or tag is invalid, an image has no registry, an origin is not https, the run has no queue, two
-            autoscalers scale the same process, the name of the run cannot be a prefix, the address of a
-            shared service is invalid, or kustomize refuses the manifests.
+        ConfigError: if kubectl is missing, an overlay, component or stage is unknown, a component is there
+            twice, a namespace, registry or tag is invalid, an image has no registry, an origin is not
+            https, the run has no queue, two autoscalers scale the same process, the name of the run cannot
+            be a prefix, the address of a shared service is invalid, or kustomize refuses the manifests.
     """
     if target.stage not in STAGES:
         raise ConfigError("stage", got=target.stage, allowed=f"one of {', '.join(STAGES)}")
@@ -242,13 +243,15 @@ def _kustomization(config: RunConfig, target: Target, folder: Path) -> Mapping[s
         *("policy-nodes", "jobset", "kueue"),
     )
     names = sorted(target.components, key=lambda name: order.index(name if name in order else ""))
-    components = [_existing(manifests / "components", name, "component") for name in names]
+    components = [existing(manifests / "components", name, "component") for name in names]
+    overlay = existing(manifests / "overlays", target.overlay, "overlay")
+    check_once(components, components_of(overlay))
     addresses = _shared_addresses(target.shared)
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "namespace": target.namespace,
-        "resources": [os.path.relpath(_existing(manifests / "overlays", target.overlay, "overlay"), folder)],
+        "resources": [os.path.relpath(overlay, folder)],
         "components": [os.path.relpath(component, folder) for component in components],
         "configMapGenerator": [
             {"name": "run", "behavior": "replace", "files": ["run.toml"]},
@@ -275,7 +278,7 @@ def _shared_addresses(shared: Mapping[str, str]) -> list[str]:
     for name, address in shared.items():
         if name not in SHARED:
             raise ConfigError("shared", got=name, allowed=f"one of {', '.join(SHARED)}")
-        if not _ADDRESS.fullmatch(address):
+        if not _ADDRESS.fullmatch(address) or int(address.rpartition(":")[2]) not in range(1, 65_536):
             raise ConfigError(
                 "shared", got=f"{name}={address}", allowed=f"HOST:PORT, such as {name}={name}.team-a.svc:5002"
             )
@@ -304,19 +307,6 @@ def _expect_one_certificate(config: RunConfig, objects: Sequence[Manifest]) -> N
         data = manifest.get("data") or {}
         if "FAIRLEAD_TLS__CERTIFICATE" in data and not config.tls.server_name:
             data["FAIRLEAD_TLS__SERVER_NAME"] = _CERTIFIED
-
-
-def _existing(folder: Path, name: str, flag: str) -> Path:
-    """Return a folder of the checkout by its name, or any other by its path."""
-    own = Path(name).resolve()
-    if re.fullmatch(r"[\w-]+", name) and (folder / name / "kustomization.yaml").is_file():
-        return folder / name
-    if (own / "kustomization.yaml").is_file():
-        return own
-    known = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    raise ConfigError(
-        flag, got=name, allowed=f"one of {', '.join(known)}, or a folder with a kustomization.yaml"
-    )
 
 
 def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:

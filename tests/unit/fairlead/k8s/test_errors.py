@@ -160,6 +160,9 @@ def test_missing_or_broken_kubeconfig_and_unknown_context(cluster, tmp_path):
             "allowed: one of files, sft, reward-model, preference, ppo",
         ),
         (["--overlay", "kind", "--set", "ppo.update=1"], "did you mean `ppo.updates`?"),
+        (["--overlay", "kind", "--component", "keda", "--component", "keda"], "component: got 'keda twice'"),
+        (["--overlay", "gpu", "--component", "gpu"], "component: got 'gpu', allowed: one that the overlay"),
+        (["--overlay", "large", "--component", "vllm"], "component: got 'vllm', allowed: one that the"),
         (["--overlay", "kind", "-n", "Team A"], "namespace: got 'Team A', allowed: 1 to 63 lower-case"),
         (
             ["--overlay", "gpu", "--registry", "https://registry.test/x"],

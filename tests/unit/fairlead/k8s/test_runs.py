@@ -135,6 +135,7 @@ def test_an_object_of_another_run_is_not_taken_over(cluster, fairlead):
         (submit("Warmer_2"), "name: got 'Warmer_2', allowed: 1 to 30 lower-case letters"),
         (submit("one", "--shared", "policy=x:1"), "shared: got 'policy', allowed: one of reward, reference"),
         (submit("one", "--shared", "reward"), "shared: got 'reward', allowed: SERVICE=HOST:PORT"),
+        (submit("one", "--shared", "reward=x:99999"), "shared: got 'reward=x:99999', allowed: HOST:PORT"),
         (submit("one", "--shared", "reward=http://x"), "shared: got 'reward=http://x', allowed: HOST:PORT"),
         (("run", "delete", "../x"), "name: got '../x'"),
         (("status", "--run", "X"), "such as x"),
