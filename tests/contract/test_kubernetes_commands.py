@@ -119,6 +119,7 @@ def end_soon(cluster: StandIn, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @needs_kubectl
 def test_commands_of_fairlead_run_in_the_order_of_the_pages(cluster):
     assert len(OURS) > 30
