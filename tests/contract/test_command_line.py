@@ -18,11 +18,20 @@ import fairlead
 from fairlead.cli.main import app
 from fairlead.errors import EXIT_CODE
 from tests.contract.test_documents import ROOT, script
+from tests.integration.page import blocks
 
 GROUP: Any = typer.main.get_command(app)
 PAGE = script("cli_page")
 VERBS = dict(PAGE.verbs(GROUP))
 EXAMPLES = [example for command in VERBS.values() for example in PAGE.examples(command)]
+TUTORIAL = [
+    command
+    for block in blocks(ROOT / "docs" / "tutorial.md")
+    if block.language == "console"
+    for command, _ in block.commands
+    if command.startswith("fairlead ")
+]
+"""Commands of the tutorial, which tests/integration/test_examples.py runs."""
 CONSISTENT = {
     "--config": ("RUN.TOML",),
     "--set": ("KEY=VALUE",),
@@ -51,7 +60,7 @@ def test_every_verb_has_help_and_examples(path: tuple[str, ...]):
     assert all(parameter.help for parameter in command.params), "a flag without help"
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", [*EXAMPLES, *TUTORIAL])
 def test_every_example_parses(example: str):
     # Each `fairlead` command of a pipe, without a redirection after `>`.
     ours = [shlex.split(part.split(" > ")[0]) for part in re.split(r"\s\|\s", example)]

@@ -90,6 +90,7 @@ def check_scores(client: RewardClient, own: RewardScorer, **options: str) -> Non
     assert found.model_version == own.info.model_version
 
 
+@pytest.mark.slow
 def test_divided_reward_model_gives_the_scores_of_one_process(models, starter: Starter):
     process = divided(starter, "reward", models["reward"])
     own = scorers(models)["reward"]

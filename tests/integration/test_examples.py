@@ -45,6 +45,7 @@ def _python(reader: Reader, *arguments: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 def test_tutorial_produces_what_its_page_shows(reader: Reader) -> None:
     run = reader.folder / "runs" / "own-data"
     assert json.loads((run / "result_reward_model.json").read_text())["accuracy"] > 0.7
@@ -65,6 +66,7 @@ def test_own_data_files_equal_what_make_writes(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == (ROOT / "examples" / "own_data" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_score_example_ranks_answers_and_reports_errors(reader: Reader) -> None:
     address, prompt = f"127.0.0.1:{reader.ports['5002']}", "can i borrow the map ?"
     good, poor = "of course , enjoy the map !", "i do not know ."
@@ -75,6 +77,7 @@ def test_score_example_ranks_answers_and_reports_errors(reader: Reader) -> None:
     assert refused.stderr.startswith("error: items.text[1]: got "), refused.stderr
 
 
+@pytest.mark.slow
 def test_best_of_n_scores_grow_with_n(reader: Reader) -> None:
     command = next(command for command in reader.printed if "best_of_n" in command)
     rows = [line.split() for line in reader.printed[command].splitlines()[1:]]

@@ -96,7 +96,8 @@ async def balanced_load(name: str, addresses: list[str], stop: asyncio.Event) ->
     return answered
 
 
-@pytest.mark.parametrize("name", ["reward", pytest.param("reference", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["reward", "reference"])
 async def test_sigterm_under_load_fails_no_accepted_rpc(name, models, running, start):
     settings = {"reward": {"reward.calibration_temperature": 2.0}}
     stopped, stays = start(name, models[name], **settings.get(name, {})), running[name]
