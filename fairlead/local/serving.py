@@ -31,7 +31,7 @@ _PROBE_SECONDS = 0.1
 _IN_FLIGHT = 256
 _SCORE_ITEMS = 256
 _CALL_SECONDS = 600.0
-"""Deadline of a call. It may wait behind hundreds of others on a busy machine, and a service that has ended
+"""Deadline of a call. It may wait for hundreds of others on a busy machine, and a service that has ended
 refuses calls at once."""
 
 
