@@ -64,7 +64,16 @@ def running(*, durable: bool = False) -> Iterator[tuple[str, Path]]:
         )  # fmt: skip
     try:
         deadline = time.monotonic() + START_SECONDS
-        ready = [bin_folder / "pg_isready", "-q", "-h", folder, "-U", "fairlead", "-d", "postgres"]
+        ready: list[str | Path] = [
+            bin_folder / "pg_isready",
+            "-q",
+            "-h",
+            folder,
+            "-U",
+            "fairlead",
+            "-d",
+            "postgres",
+        ]
         while subprocess.run(ready, check=False, timeout=START_SECONDS).returncode != 0:
             assert server.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline, (folder / "log").read_text()
