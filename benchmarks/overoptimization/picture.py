@@ -102,7 +102,7 @@ def _line(axes: Any, curve: Curve, start: float, color: str, *, label: str) -> N
 
 
 def _guards(figure: Any, found: Found) -> None:  # noqa: ANN401
-    figure.set_size_inches(2 * 4.6, 4.4)
+    figure.set_size_inches(2 * 4.6, 5.0)
     left, right = figure.subplots(1, 2)
     left.set_title("best-of-n", fontsize=10)
     right.set_title("RLOO, β = 0 but for the penalty", fontsize=10)
@@ -125,7 +125,7 @@ def _guards(figure: Any, found: Found) -> None:  # noqa: ANN401
     for axes in (left, right):
         axes.set_xlabel(_X)
         axes.axhline(0, color=MUTED, linewidth=0.8)
-        axes.legend(fontsize=8, loc="best")
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
     left.set_ylabel("gain in gold, mean over seeds")
 
 
