@@ -134,8 +134,12 @@ async def _asked(
 ) -> tuple[Answers, Answers, dict[str, list[float]]]:
     """Return the answers of both policies, and the reward model's scores of them and of the unseen pairs."""
     untuned, tuned = models
+    # Whole answers of people may be longer than those that the policy gives.
+    unlimited = config.reward.model_copy(update={"max_sequence_tokens": 0})
     before, after = await untuned_answers(config, untuned, found), await answers_of(config, tuned, found)
-    async with serving(config, {"reward": config.folder.reward_model}) as addresses:
+    async with serving(
+        config.model_copy(update={"reward": unlimited}), {"reward": config.folder.reward_model}
+    ) as addresses:
         asked = {
             "better": side_of(found.pairs.unseen, "chosen"),
             "worse": side_of(found.pairs.unseen, "rejected"),
