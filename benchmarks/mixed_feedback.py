@@ -93,7 +93,10 @@ class Mixture:
     @property
     def title(self) -> tuple[str, str]:
         """What people and the judge label, as cells of a table."""
-        return str(self.people or "none"), f"{self.judged} by a {self.judge}" if self.judge else "none"
+        if self.judge is None:
+            return str(self.people or "none"), "none"
+        by = "at random" if self.judge == RANDOM else f"by a {self.judge}"
+        return str(self.people or "none"), f"{self.judged} {by}"
 
 
 ONLY_PEOPLE = tuple(Mixture(people) for people in (LABELS, LABELS // 2, LABELS // 4))
@@ -309,7 +312,8 @@ def draw(found: Found, out: Path) -> None:
         right.set_ylabel("gold gain, best of 16")
         for axes in (left, right):
             axes.set_xlabel(f"labels by people; the judge adds the rest of {LABELS}")
-        right.legend(fontsize=8, loc="lower right")
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3, frameon=False)
         figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None, dpi=150)
 
 
