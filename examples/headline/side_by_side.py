@@ -6,11 +6,9 @@ group of its own, so Ctrl-C reaches only the command, which stops all of them; t
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,9 +21,9 @@ from rich.console import Console
 from examples.headline.seed import OnStep, Seed, Show
 from fairlead import log
 from fairlead.errors import FairleadError, ProcessFailed
+from fairlead.local.launch import end_with_parent
 from fairlead.rounds.training import StageStopped
 
-_PR_SET_PDEATHSIG = 1
 _TERMINATED = 128 + signal.SIGTERM
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -101,10 +99,7 @@ def _receive(pipe: Connection, running: Running, show: Show, on_step: OnStep) ->
 def _run_seed(one: Seed, pipe: Connection, parent: int) -> None:
     """Run a seed in this process, which has been spawned for it."""
     os.setpgid(0, 0)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the line above took effect
-        return
+    end_with_parent(parent, signal.SIGTERM)
     log.setup(style="human", level="WARNING")
     try:
         one.run(

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fairlead.cli.sampled import table
 from fairlead.errors import ConfigError, FairleadError
 
 Numbers = Mapping[str, Any]
@@ -49,9 +50,8 @@ def tables(runs: Sequence[Path]) -> str:
             whole.append((run.name, *_whole(found[-1])))
     if len(found) > 1:
         whole.append(("mean ± s.d.", *_means(found)))
-    return "\n\n".join(
-        _table(head, rows) for head, rows in ((_QUICKSTART, whole), (_BREAK_IT, broken)) if rows
-    )
+    parts = [table(head, rows) for head, rows in ((_QUICKSTART, whole), (_BREAK_IT, broken)) if rows]
+    return "\n".join(parts).rstrip()
 
 
 def _read(run: Path, name: str) -> Numbers:
@@ -112,11 +112,6 @@ def _broken(numbers: Numbers) -> Iterator[str]:
     yield "no gain" if not numbers["gold_gained"] else "never" if lost is None else f"update {lost}"
     yield f"update {fired['update']:g}, {fired['signal']}" if fired else "none fired"
     yield f"{numbers['gold_saved']:+.2f}" if numbers["gold_saved"] is not None else ""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

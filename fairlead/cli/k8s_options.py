@@ -147,7 +147,7 @@ def connect(
     """Return the connection to a run in a cluster; sends no request."""
     need("k8s")
     from fairlead.k8s.cluster import Cluster
-    from fairlead.k8s.manifests import check_namespace_name
+    from fairlead.k8s.names import check_namespace_name
     from fairlead.k8s.prefix import check_run_name
 
     check_namespace_name(namespace)

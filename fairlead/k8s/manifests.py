@@ -29,6 +29,7 @@ from fairlead.errors import ConfigError
 from fairlead.k8s import policy_nodes
 from fairlead.k8s.folders import check_once, components_of, existing
 from fairlead.k8s.labels import COMPONENT, INSTANCE, NAME
+from fairlead.k8s.names import check_image_names, check_namespace_name
 from fairlead.k8s.prefix import check_run_name, prefixed
 from fairlead.k8s.settings import pod_templates, split
 from fairlead.planning.gpus import engine_gpus
@@ -68,9 +69,6 @@ _IMAGES = ("fairlead-light", "fairlead-model", "fairlead-vllm")
 _MODELS = "fairlead-models"
 """Image of the component `model-image`, which kustomize does not name: it is in a volume."""
 _RENDER_SECONDS = 60.0
-_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_REGISTRY = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*/?")
-_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,17 +93,6 @@ class Target:
     """Tag of the images; used with `registry`."""
     stage: str = "ppo"
     """One of `STAGES`."""
-
-
-def check_namespace_name(name: str) -> None:
-    """Check that a namespace can have a name.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if not _NAMESPACE.fullmatch(name):
-        allowed = "1 to 63 lower-case letters, digits and hyphens, such as team-a"
-        raise ConfigError("namespace", got=name, allowed=allowed)
 
 
 def checkout() -> Path:
@@ -145,11 +132,7 @@ def render_run(config: RunConfig, target: Target) -> list[Manifest]:
     if target.stage not in STAGES:
         raise ConfigError("stage", got=target.stage, allowed=f"one of {', '.join(STAGES)}")
     check_namespace_name(target.namespace)
-    if target.registry and not _REGISTRY.fullmatch(target.registry):
-        allowed = "a host and a path, without https://, such as registry.example.com/team"
-        raise ConfigError("registry", got=target.registry, allowed=allowed)
-    if not _TAG.fullmatch(target.tag):
-        raise ConfigError("tag", got=target.tag, allowed="a tag of an image, such as 0.1.0")
+    check_image_names(target.registry, target.tag)
     if target.prefix:
         check_run_name(config.name)
     with tempfile.TemporaryDirectory(prefix="fairlead-k8s-") as name:

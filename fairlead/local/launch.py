@@ -15,13 +15,18 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def launch(parent: int, command: list[str]) -> None:
-    """Ask the kernel to kill this process when its parent ends, then replace it with `command`."""
+def end_with_parent(parent: int, number: signal.Signals) -> None:
+    """Ask the kernel to send this process a signal when its parent ends; exit if it has ended already."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
     # The parent may have died before the line above took effect.
     if os.getppid() != parent:
         raise SystemExit("the supervisor has ended")
+
+
+def launch(parent: int, command: list[str]) -> None:
+    """Replace this process, which is killed when its parent ends, with `command`."""
+    end_with_parent(parent, signal.SIGKILL)
     try:
         os.execvp(command[0], command)
     except OSError as error:
