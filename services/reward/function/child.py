@@ -36,6 +36,8 @@ def main() -> int:
     named = str(json.loads(lines.readline())["function"])
     batches = queue.Queue[list[dict[str, Any]]]()
     threading.Thread(target=_read, args=(lines, batches), name="batches", daemon=True).start()
+    # Bytecode is known by its source's size and second of change: it would survive a quick edit.
+    sys.dont_write_bytecode = True
     try:
         function = RewardFunction(named)
     except ModelLoadError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import textwrap
 from pathlib import Path
 
@@ -82,7 +83,10 @@ async def test_service_scores_with_the_function_and_reloads_its_source(source: P
         with pytest.raises(InternalError, match=r"raised ValueError: invalid literal .* \(rewards.py:\d+\)"):
             await client.score(pairs("3", "x"))
         assert [each.info.model_version for each in await admin.load(named)] == [first]
-        (source.parent / "points.py").write_text("FACTOR = 5\n")  # imported by the function's file
+        helper = source.parent / "points.py"  # imported by the function's file
+        changed = helper.stat().st_mtime_ns
+        helper.write_text("FACTOR = 5\n")
+        os.utime(helper, ns=(changed, changed))  # bytecode of the old source would look valid
         assert (await client.score(pairs("3"))).scores == (6,)
         [served] = await admin.load(named)
         assert served.info.model_version != first
