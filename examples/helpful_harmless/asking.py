@@ -27,7 +27,6 @@ from trainer import durable
 
 NUM_PROMPTS = 200
 """Most held-out prompts; each policy answers each once."""
-NUM_INSTRUCTIONS = 60
 NUM_SENTENCES = 100
 ANSWER_TOKENS = 24
 """Tokens of an answer to a checkable question."""
@@ -90,7 +89,7 @@ def sources(config: RunConfig, data: Path) -> Sources:
         pairs=load_pairs(config),
         heldout=load_prompts(config).heldout[:NUM_PROMPTS],
         suite=tuple(items.packaged()),
-        instructions=tuple(load(instructions, count=NUM_INSTRUCTIONS)),
+        instructions=tuple(load(instructions)),
         sentences=tuple(texts[:NUM_SENTENCES]),
     )
 

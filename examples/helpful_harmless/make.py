@@ -1,11 +1,13 @@
-"""Divide the pairs of hh_rlhf among files: `python -m examples.helpful_harmless.make HARMLESS FOLDER`.
+"""Write the files of the run: `python -m examples.helpful_harmless.make DATA FOLDER`.
 
-Three parts without a common first question: one trains the reward model and gives PPO its prompts, one trains
-the judge, and one is for evaluation only. Long conversations lose their beginning, because a CPU reads them.
+The pairs of hh_rlhf are divided into three parts without a common first question: one trains the reward model
+and gives PPO its prompts, one trains the judge, and one is for evaluation only. Long conversations lose their
+beginning, because a CPU reads them. Instructions of alpaca_eval with good answers are demonstrations of help.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import sys
@@ -13,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+from examples.helpful_harmless import instructions
 
 MAX_PROMPT_WORDS = 60
 """Most words of the messages that are kept before an answer."""
@@ -85,5 +89,37 @@ def make(file: Path, folder: Path) -> dict[str, int]:
     return {part: len(pairs) for part, pairs in found.items()}
 
 
+def make_demonstrations(file: Path, folder: Path) -> int:
+    """Write `demonstrations.jsonl`, conversations of an instruction and its answer; return their number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = instructions.demonstrations(file)
+    rows = [
+        [{"role": "user", "content": one.prompt}, {"role": "assistant", "content": one.answer}]
+        for one in found
+    ]
+    text = "".join(json.dumps({"messages": row}) + "\n" for row in rows)
+    (folder / "demonstrations.jsonl").write_text(text, encoding="utf-8")
+    return len(rows)
+
+
+def main() -> int:
+    """Read the arguments and write the files; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m examples.helpful_harmless.make", description=__doc__)
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder with hh_rlhf and alpaca_eval")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder for the files")
+    options = parser.parse_args()
+    pairs = options.data / "hh_rlhf" / "harmless.jsonl.gz"
+    rankings = options.data / "alpaca_eval" / "rankings.jsonl.gz"
+    for file in (pairs, rankings):
+        if not file.is_file():
+            parser.error(f"{file} is missing: DATA is a folder with this file")
+    counts = make(pairs, options.folder)
+    counts["demonstrations"] = make_demonstrations(rankings, options.folder)
+    sys.stdout.write(
+        ", ".join(f"{name}.jsonl: {count}" for name, count in counts.items()) + f" in {options.folder}\n"
+    )
+    return 0
+
+
 if __name__ == "__main__":
-    sys.stdout.write(f"{make(Path(sys.argv[1]), Path(sys.argv[2]))}\n")
+    raise SystemExit(main())

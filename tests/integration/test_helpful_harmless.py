@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from examples.helpful_harmless import asking, make, measures
+from examples.helpful_harmless import asking, instructions, make, measures
 from fairlead.config import load
 from fairlead.config.saving import save
 from tests.tiny import tiny_causal_lm
@@ -58,7 +58,7 @@ def _data(folder: Path) -> Path:
             "prompt": _words(rng, of=everything),
             "responses": [{"text": _words(rng, of=everything), "score": 0.5}],
         }
-        for _ in range(10)
+        for _ in range(instructions.NUM_EVALUATED + 40)
     ]
     file = folder / "alpaca_eval" / "rankings.jsonl.gz"
     file.write_bytes(gzip.compress(_lines(rankings).encode()))
@@ -90,7 +90,10 @@ def test_example_from_the_pairs_to_the_picture(tmp_path: Path) -> None:
     tokenizer.save_pretrained(model)
     pairs = tmp_path / "pairs.jsonl.gz"
     pairs.write_bytes(gzip.compress(_lines(_pairs(300)).encode()))
-    counts = make.make(pairs, tmp_path / "build" / "helpful_harmless")
+    data = _data(tmp_path / "data")
+    build = tmp_path / "build" / "helpful_harmless"
+    counts = make.make(pairs, build)
+    assert make.make_demonstrations(data / "alpaca_eval" / "rankings.jsonl.gz", build) == 40
     paths = ("model", "reward_model", "policy", "reference")
     config = load(
         ROOT / "configs" / "helpful_harmless.toml",
@@ -110,8 +113,8 @@ def test_example_from_the_pairs_to_the_picture(tmp_path: Path) -> None:
     save(config, file)
     for stage in ("reward-model", "ppo"):
         _run("-m", "fairlead.cli", stage, str(file), folder=tmp_path)
-    data = ("--data", str(_data(tmp_path / "data")), "--picture", str(tmp_path / "outcome.svg"))
-    printed = _run("-m", "examples.helpful_harmless", str(file), *data, folder=tmp_path)
+    flags = ("--data", str(data), "--picture", str(tmp_path / "outcome.svg"))
+    printed = _run("-m", "examples.helpful_harmless", str(file), *flags, folder=tmp_path)
 
     figures = json.loads((config.folder.root / "result_evaluation.json").read_text())
     assert figures["pairs"] == {"known": counts["train"], "unseen": counts["judge"] + counts["heldout"]}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.helpful_harmless import accuracy, instructions, measures, tables
+from examples.helpful_harmless import accuracy, instructions, make, measures, tables
 from examples.helpful_harmless.reading import Readings
 
 ROOT = Path(__file__).parents[4]
@@ -116,13 +116,36 @@ def test_instructions_have_the_answer_that_was_liked_best(tmp_path: Path) -> Non
     ]
     file = tmp_path / "rankings.jsonl.gz"
     file.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
-    [first] = instructions.load(file, count=1)
+    first, second = instructions.load(file)
     assert first == instructions.Instruction("short", " ".join(["w"] * instructions.MAX_ANSWER_WORDS))
-    assert len(instructions.load(file, count=5)) == 2
+    assert second == instructions.Instruction("another", "y")
+
+
+def test_demonstrations_are_whole_sentences_of_other_instructions(tmp_path: Path) -> None:
+    long = "w " * (instructions.MAX_DEMONSTRATED_WORDS - 2)
+    answers = ["asked"] * instructions.NUM_EVALUATED + [
+        "One two. Three\n\nfour ",
+        f"A b? {long}c d. e",
+        f"{long}a b c",
+    ]
+    rows = [
+        {"prompt": f"number {number}", "responses": [{"text": answer, "score": 1.0}]}
+        for number, answer in enumerate(answers)
+    ]
+    file = tmp_path / "rankings.jsonl.gz"
+    file.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    found = instructions.demonstrations(file)
+    assert [one.answer for one in found] == ["One two. Three\n\nfour", "A b?"], (
+        "no sentence of the last is short"
+    )
+    assert not {one.prompt for one in found} & {one.prompt for one in instructions.load(file)}
+    assert make.make_demonstrations(file, tmp_path / "made") == 2
+    [first, _] = map(json.loads, (tmp_path / "made" / "demonstrations.jsonl").read_text().splitlines())
+    assert [message["role"] for message in first["messages"]] == ["user", "assistant"]
 
 
 @pytest.mark.skipif(not RANKINGS.is_file(), reason="../shared/data/alpaca_eval is absent")
 def test_there_are_enough_real_instructions() -> None:
-    found = instructions.load(RANKINGS, count=100)
-    assert len({one.prompt for one in found}) == 100
+    found = [*instructions.load(RANKINGS), *instructions.demonstrations(RANKINGS)]
+    assert len({one.prompt for one in found}) == len(found) > instructions.NUM_EVALUATED + 400
     assert all(instructions.shared_words(one.answer, one.answer) in (0.0, 1.0) for one in found)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.helpful_harmless import asking, make
+from examples.helpful_harmless import asking, instructions, make
 from fairlead.config import load
 from fairlead.errors import ConfigError
 
@@ -29,6 +29,6 @@ def test_heldout_prompts_have_pairs_that_the_reward_model_has_not_seen(tmp_path:
     asked = [str(found.pairs.unseen[place].prompt) for place in found.places]
     assert sorted(asked) == sorted(map(str, found.heldout))
     assert not {str(prompt) for prompt in found.heldout} & {str(pair.prompt) for pair in found.pairs.known}
-    assert len(found.instructions) == asking.NUM_INSTRUCTIONS
+    assert len(found.instructions) == instructions.NUM_EVALUATED
     assert len(set(found.sentences)) == asking.NUM_SENTENCES
     assert {len(found.of(probe)) > 50 for probe in ("harmful", "harmless", "question")} == {True}
