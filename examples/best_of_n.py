@@ -10,14 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from fairlead import FairleadError, PolicyClient, RewardClient, SamplingParams
+from examples.exit_codes import with_exit_code
+from fairlead import PolicyClient, RewardClient, SamplingParams
 from fairlead.clients.best_of_n import divergence, expected_best
+from fairlead.errors import ConfigError
 
 SAMPLES = 16
 
@@ -53,8 +54,9 @@ def growth(groups: Sequence[Sequence[float]]) -> list[tuple[int, float]]:
     return [(n, fmean(expected_best(scores, n) for scores in groups)) for n in sizes]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print one ranking, or the growth with n; return the exit code."""
+@with_exit_code
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print one ranking, or the growth with n."""
     parser = argparse.ArgumentParser(prog="python -m examples.best_of_n", description=__doc__)
     parser.add_argument("policy", help="address of the policy service")
     parser.add_argument("reward", help="address of the reward service")
@@ -65,32 +67,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
+    if options.count < 1:
+        parser.error(f"--count {options.count}: give 1 or more")
     if (options.prompt is None) == (options.prompts is None):
         parser.error("give one prompt, or --prompts FILE")
     sampling = SamplingParams(max_new_tokens=options.max_new_tokens, seed=options.seed)
-    try:
-        with PolicyClient(options.policy) as policy, RewardClient(options.reward) as reward:
+    with PolicyClient(options.policy) as policy, RewardClient(options.reward) as reward:
 
-            def ranked(prompt: str) -> list[Candidate]:
-                return candidates(policy, reward, prompt, num_samples=options.samples, sampling=sampling)
+        def ranked(prompt: str) -> list[Candidate]:
+            return candidates(policy, reward, prompt, num_samples=options.samples, sampling=sampling)
 
-            if options.prompt is not None:
-                for found in ranked(options.prompt):
-                    print(f"{found.score:+.3f}  {found.text}")
-                return 0
-            prompts = _draw_prompts(options.prompts, count=options.count, seed=options.seed)
-            groups = [[found.score for found in ranked(prompt)] for prompt in prompts]
-    except (FairleadError, OSError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        if options.prompt is not None:
+            for found in ranked(options.prompt):
+                print(f"{found.score:+.3f}  {found.text}")
+            return
+        prompts = _draw_prompts(options.prompts, count=options.count, seed=options.seed)
+        groups = [[found.score for found in ranked(prompt)] for prompt in prompts]
     print(f"{'n':>3}  {'score of the best':>17}  {'KL, nats':>8}")
     for n, score in growth(groups):
         print(f"{n:>3}  {score:>+17.3f}  {divergence(n):>8.2f}")
-    return 0
 
 
 def _draw_prompts(path: Path, *, count: int, seed: int) -> list[str]:
-    prompts = [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        prompts = [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        got = f"{path}, which cannot be read: {error}"
+        raise ConfigError("--prompts", got=got, allowed='a JSON Lines file with a key "prompt"') from error
     return random.Random(seed).sample(prompts, k=min(count, len(prompts)))
 
 

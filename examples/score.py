@@ -6,10 +6,10 @@ Shows the synchronous client. It needs neither torch nor a training run.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from fairlead import FairleadError, RewardClient
+from examples.exit_codes import with_exit_code
+from fairlead import RewardClient
 
 
 def rank(address: str, prompt: str, answers: Sequence[str]) -> list[tuple[float, str]]:
@@ -24,20 +24,16 @@ def rank(address: str, prompt: str, answers: Sequence[str]) -> list[tuple[float,
     return sorted(zip(scores, answers, strict=True), reverse=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the ranking and return the exit code."""
+@with_exit_code
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the ranking."""
     parser = argparse.ArgumentParser(prog="python -m examples.score", description=__doc__)
     parser.add_argument("address", help="address of the reward service, such as 127.0.0.1:50051")
     parser.add_argument("prompt")
     parser.add_argument("answers", nargs="+", metavar="answer")
     options = parser.parse_args(argv)
-    try:
-        for score, answer in rank(options.address, options.prompt, options.answers):
-            print(f"{score:+.3f}  {answer}")
-    except FairleadError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    for score, answer in rank(options.address, options.prompt, options.answers):
+        print(f"{score:+.3f}  {answer}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from examples.exit_codes import failed
 from examples.headline import picture, results, side_by_side, table
 from examples.headline.seed import Plan, Seed
 from fairlead import log
@@ -201,9 +202,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.setup(style="human", level="WARNING")
         figures = run(plan, options.seeds, options.out, num_larger=options.larger, jobs=options.jobs)
         print(f"\n{table.summary(figures)}\n{options.out / 'headline.md'}\n{options.out / 'headline.svg'}")
+    except StageStopped as error:
+        return failed(error, code=error.code)
     except FairleadError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.code if isinstance(error, StageStopped) else 2
+        return failed(error)
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command continues\n")
         return 130

@@ -6,18 +6,20 @@ import argparse
 import sys
 from pathlib import Path
 
+from examples.exit_codes import with_exit_code
 from examples.helpful_harmless import outcome, picture, tables
 from examples.helpful_harmless.baselines import CONFIG
 from fairlead import log
 from fairlead.config import load, parse_overrides
-from fairlead.errors import ConfigError, FairleadError
+from fairlead.errors import ConfigError
 from trainer import durable
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-def main() -> int:
-    """Read the flags and evaluate; return the exit code."""
+@with_exit_code
+def main() -> None:
+    """Read the flags and evaluate."""
     parser = argparse.ArgumentParser(prog="python -m examples.helpful_harmless", description=__doc__)
     parser.add_argument(
         "config",
@@ -40,23 +42,18 @@ def main() -> int:
     )
     parser.add_argument("--picture", type=Path, default=None, help="file for a picture, .svg or .png")
     options = parser.parse_args()
-    try:
-        config = load(options.config, overrides=parse_overrides(options.set))
-        log.setup(style="human", level=config.observe.log_level)
-        if options.untuned:
-            outcome.ask_untuned(config, options.data)
-            return 0
-        if not config.folder.policy_model.is_dir():
-            raise ConfigError("run", got=str(config.folder.root), allowed="a run whose PPO has finished")
-        figures = outcome.measure(config, options.data)
-        durable.write_json(config.folder.result("evaluation"), figures)
-        sys.stdout.write(f"{tables.markdown(figures)}\n")
-        if options.picture is not None:
-            picture.draw(config, figures, options.picture)
-    except FairleadError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    config = load(options.config, overrides=parse_overrides(options.set))
+    log.setup(style="human", level=config.observe.log_level)
+    if options.untuned:
+        outcome.ask_untuned(config, options.data)
+        return
+    if not config.folder.policy_model.is_dir():
+        raise ConfigError("run", got=str(config.folder.root), allowed="a run whose PPO has finished")
+    figures = outcome.measure(config, options.data)
+    durable.write_json(config.folder.result("evaluation"), figures)
+    sys.stdout.write(f"{tables.markdown(figures)}\n")
+    if options.picture is not None:
+        picture.draw(config, figures, options.picture)
 
 
 if __name__ == "__main__":

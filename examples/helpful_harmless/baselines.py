@@ -16,13 +16,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
+from examples.exit_codes import with_exit_code
 from examples.helpful_harmless import accuracy, judge
 from examples.helpful_harmless.reading import Answer, Readings, load_readings, read_groups, save_readings
 from fairlead import log
 from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.data.comparisons import Preference
 from fairlead.data.records import load_preferences
-from fairlead.errors import FairleadError
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "helpful_harmless.toml"
 
@@ -90,25 +90,21 @@ def margins(pairs: Pairs, readings: Mapping[str, Readings], *, seed: int) -> dic
     }
 
 
-def main() -> int:
-    """Read the flags and print the table; return the exit code."""
+@with_exit_code
+def main() -> None:
+    """Read the flags and print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.helpful_harmless.baselines", description=main.__doc__
     )
     parser.add_argument("config", nargs="?", type=Path, default=CONFIG, help="the run's TOML file")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
     options = parser.parse_args()
-    try:
-        config = load(options.config, overrides=parse_overrides(options.set))
-        log.setup(style="human", level=config.observe.log_level)
-        pairs = load_pairs(config)
-        found = margins(pairs, read_pairs(config, pairs), seed=config.seed)
-        sys.stdout.write(f"{accuracy.table(accuracy.compare(found, seed=config.seed))}\n\n")
-        sys.stdout.write(f"{len(pairs.known)} pairs to learn from, {len(pairs.unseen)} held out.\n")
-    except FairleadError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    config = load(options.config, overrides=parse_overrides(options.set))
+    log.setup(style="human", level=config.observe.log_level)
+    pairs = load_pairs(config)
+    found = margins(pairs, read_pairs(config, pairs), seed=config.seed)
+    sys.stdout.write(f"{accuracy.table(accuracy.compare(found, seed=config.seed))}\n\n")
+    sys.stdout.write(f"{len(pairs.known)} pairs to learn from, {len(pairs.unseen)} held out.\n")
 
 
 if __name__ == "__main__":

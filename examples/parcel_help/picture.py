@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from examples import plots
+from examples.exit_codes import with_exit_code
 from examples.parcel_help.figures import gold_by_update
 from examples.plots import COLORS, INK, MUTED
 from fairlead.config import RunFolder
-from fairlead.errors import ConfigError, FairleadError
+from fairlead.errors import ConfigError
 from fairlead.report import run_record
 from fairlead.report.charts import Mark
 from fairlead.report.run_record import RunRecord
@@ -170,20 +170,16 @@ def _wins(axes: Any, found: Sequence[dict[str, Any]]) -> None:  # noqa: ANN401
     axes.set_title("Win rate against SFT")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Draw the picture, print the caption and return the exit code."""
+@with_exit_code
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw the picture and print the caption."""
     parser = argparse.ArgumentParser(prog="python -m examples.parcel_help.picture", description=__doc__)
     parser.add_argument("run", type=Path, nargs="+", help="the folder of a finished quickstart, or several")
     parser.add_argument("out", type=Path, help="file for the picture, .svg or .png")
     options = parser.parse_args(argv)
-    try:
-        runs = options.run
-        broken = len(runs) > 1 or (runs[0] / "break_it.json").exists()
-        print(draw_broken(runs, options.out) if broken else draw(runs[0], options.out))
-    except FairleadError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    runs = options.run
+    broken = len(runs) > 1 or (runs[0] / "break_it.json").exists()
+    print(draw_broken(runs, options.out) if broken else draw(runs[0], options.out))
 
 
 if __name__ == "__main__":

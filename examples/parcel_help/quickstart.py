@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from examples.exit_codes import failed
 from examples.parcel_help import break_it, corpus, fresh_labels, methods, people, report
 from examples.parcel_help.files import Files
 from fairlead import log
@@ -149,11 +150,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_break_it(config, fresh=options.fresh, console=console)
         else:
             run_quickstart(config, fresh=options.fresh, console=console, num_rounds=options.rounds)
+    except StageStopped as error:
+        return failed(error, code=error.code)
+    except StoppedByGate as error:
+        return failed(error, code=exit_code(error))
     except FairleadError as error:
-        sys.stderr.write(f"error: {error}\n")
-        if isinstance(error, StageStopped):
-            return error.code
-        return exit_code(error) if isinstance(error, StoppedByGate) else 2
+        return failed(error)
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command continues\n")
         return 130

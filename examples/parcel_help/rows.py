@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from examples.exit_codes import with_exit_code
 from fairlead.cli.sampled import table
-from fairlead.errors import ConfigError, FairleadError
+from fairlead.errors import ConfigError
 
 Numbers = Mapping[str, Any]
 
@@ -114,18 +114,14 @@ def _broken(numbers: Numbers) -> Iterator[str]:
     yield f"{numbers['gold_saved']:+.2f}" if numbers["gold_saved"] is not None else ""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables; return the exit code."""
+@with_exit_code
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished quickstart")
-    try:
-        print(tables(parser.parse_args(argv).runs))
-    except FairleadError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    print(tables(parser.parse_args(argv).runs))
 
 
 if __name__ == "__main__":
