@@ -7,26 +7,21 @@ untuned model makes of the pairs is kept in the run's folder, and the evaluation
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
 from examples.exit_codes import with_exit_code
 from examples.helpful_harmless import accuracy, judge
-from examples.helpful_harmless.reading import Answer, Readings, load_readings, read_groups, save_readings
+from examples.helpful_harmless.reading import Answer, Readings, kept_readings
 from fairlead import log
 from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.data.comparisons import Preference
 from fairlead.data.records import load_preferences
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "helpful_harmless.toml"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +59,7 @@ def read_pairs(config: RunConfig, pairs: Pairs) -> dict[str, Readings]:
         "worse": side_of(pairs.unseen, "rejected"),
     }
     path = config.policy.path or config.model.path
-    texts = {name: [(str(prompt), text) for prompt, text in members] for name, members in groups.items()}
-    digest = blake2b(json.dumps([path, config.reward.dtype, texts]).encode()).hexdigest()
-    file = config.folder.root / "readings_untuned.npz"
-    found = load_readings(file, digest)
-    if found is None:
-        logger.info("reading %d answers with the untuned model", sum(map(len, groups.values())))
-        found = read_groups(path, groups, config.reward)
-        save_readings(file, digest, found)
-    return found
+    return kept_readings(config.folder.root / "readings_untuned.npz", path, groups, config.reward)
 
 
 def margins(pairs: Pairs, readings: Mapping[str, Readings], *, seed: int) -> dict[str, list[float]]:

@@ -27,9 +27,14 @@ Pair = Mapping[str, Any]
 """`prompt`: messages; `chosen` and `rejected`: one message each."""
 
 
+def normalized(question: str) -> str:
+    """Return a question in lower case with single spaces, as conversations are grouped by it."""
+    return " ".join(question.lower().split())
+
+
 def part_of(question: str) -> str:
-    """Return the part of a conversation by its first question; case and white space do not matter."""
-    digest = blake2b(" ".join(question.lower().split()).encode(), digest_size=8).digest()
+    """Return the part of a conversation by its first question; see `normalized`."""
+    digest = blake2b(normalized(question).encode(), digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64
     for part, share in SHARES.items():
         if place < share:

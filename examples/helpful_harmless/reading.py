@@ -7,8 +7,11 @@ Shapes: N answers, F features, H hidden.
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,8 @@ Answer = tuple[Prompt, str]
 MAX_TOKENS = 256
 """Longest sequence; a longer one loses the beginning of its prompt, then the end of its answer."""
 _BATCH_TOKENS = 2_048
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,25 @@ def read_groups(
     found = read(path, [answer for members in groups.values() for answer in members], section)
     places = iter(range(len(found.tokens_N)))
     return {name: found.at([next(places) for _ in members]) for name, members in groups.items()}
+
+
+def kept_readings(
+    file: Path, path: str, groups: Mapping[str, Sequence[Answer]], section: ComputeSection
+) -> dict[str, Readings]:
+    """Return the result of `read_groups`, from a file if it has that of the same model and answers; else it
+    is written there.
+
+    Raises:
+        ModelLoadError: if the model cannot be loaded.
+    """
+    texts = {name: [(str(prompt), text) for prompt, text in members] for name, members in groups.items()}
+    digest = blake2b(json.dumps([path, section.dtype, texts]).encode()).hexdigest()
+    found = load_readings(file, digest)
+    if found is None:
+        logger.info("reading %d answers with the untuned model", sum(map(len, groups.values())))
+        found = read_groups(path, groups, section)
+        save_readings(file, digest, found)
+    return found
 
 
 def save_readings(file: Path, digest: str, groups: Mapping[str, Readings]) -> None:

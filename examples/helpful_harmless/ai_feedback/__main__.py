@@ -1,0 +1,118 @@
+"""Learn which answer is less harmful from labels by people, by judges, and by both; print the tables.
+
+`python -m examples.helpful_harmless.ai_feedback HARMLESS FOLDER`: HARMLESS is the file of hh_rlhf, and FOLDER
+gets what the untuned model makes of the answers, which is read once, and the figures as `ai_feedback.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from examples.helpful_harmless import accuracy, judge
+from examples.helpful_harmless.ai_feedback import arms, judges, picture, prompted, questions, summary, tables
+from examples.helpful_harmless.ai_feedback import trial as trials
+from examples.helpful_harmless.ai_feedback.judges import Evidence
+from examples.helpful_harmless.ai_feedback.questions import Asked
+from examples.helpful_harmless.baselines import CONFIG, side_of
+from examples.helpful_harmless.judge import Array
+from examples.helpful_harmless.reading import kept_readings
+from fairlead import log
+from fairlead.config import RunConfig, load, parse_overrides
+from fairlead.errors import FairleadError
+from trainer import durable
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Read the flags, learn and print; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.helpful_harmless.ai_feedback", description=__doc__
+    )
+    parser.add_argument("pairs", type=Path, help="harmless.jsonl.gz of hh_rlhf")
+    parser.add_argument("folder", type=Path, help="folder for what is computed")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="TOML file that names the model")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
+    parser.add_argument("--repetitions", type=int, default=100, help="random splits, 2 or more")
+    parser.add_argument("--learnt", type=int, default=800, help="pairs to learn from")
+    parser.add_argument("--judges", type=int, default=400, help="pairs that trained judges learn from")
+    parser.add_argument("--penalty", type=float, default=judge.PENALTY, help="of the reward models")
+    parser.add_argument("--picture", type=Path, default=None, help="file for a picture, .svg or .png")
+    options = parser.parse_args()
+    try:
+        config = load(options.config, overrides=parse_overrides(options.set))
+        log.setup(style="human", level=config.observe.log_level)
+        evidence = read(config, questions.load(options.pairs), options.folder)
+        plan = trials.Plan(options.learnt, options.judges, seed=config.seed, penalty=options.penalty)
+        figures = learn(evidence, plan, repetitions=options.repetitions)
+        durable.write_json(options.folder / "ai_feedback.json", figures)
+        sys.stdout.write(f"{tables.markdown(figures)}\n")
+        if options.picture is not None:
+            picture.draw(figures, options.picture)
+    except FairleadError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def read(config: RunConfig, asked: Asked, folder: Path) -> Evidence:
+    """Return what the untuned model makes of the pairs; what the folder has of it is not computed again.
+
+    Raises:
+        ModelLoadError: if the model cannot be loaded.
+    """
+    path = config.policy.path or config.model.path
+    groups = {"better": side_of(asked.pairs, "chosen"), "worse": side_of(asked.pairs, "rejected")}
+    found = kept_readings(folder / "readings_all.npz", path, groups, config.reward)
+    better, worse = found["better"], found["worse"]
+    odds_P2 = _asked(config, path, asked, folder / "asked_untuned.json")
+    logger.info(
+        "the untuned model prefers the first answer in %.1f%%, and the same one in both orders in %.1f%%",
+        100 * np.mean(np.stack([odds_P2[:, 0] > 0, odds_P2[:, 1] < 0])),
+        100 * np.mean(np.sign(odds_P2[:, 0]) == np.sign(odds_P2[:, 1])),
+    )
+    margins = {
+        "likelihood": np.array(accuracy.margins_of_likelihood(better, worse)["log_likelihood"]),
+        **judges.margins_of_texts(asked),
+        "prompted": odds_P2.mean(axis=1),
+    }
+    return Evidence(asked, better.features_NF, worse.features_NF, margins)
+
+
+def learn(evidence: Evidence, plan: trials.Plan, *, repetitions: int) -> dict[str, object]:
+    """Return the figures of all arms.
+
+    Raises:
+        ConfigError: if no pair is left to be held out.
+    """
+    tally = summary.Tally(evidence.asked.question_P, arms.arms(plan.learnt))
+    for repetition in range(repetitions):
+        tally.trials.append(trials.run(evidence, tally.arms, plan, repetition=repetition))
+        if (repetition + 1) % 10 == 0:
+            logger.info("%d of %d repetitions", repetition + 1, repetitions)
+    return summary.figures(tally, seed=plan.seed)
+
+
+def _asked(config: RunConfig, path: str, asked: Asked, file: Path) -> Array:
+    """Return the result of `prompted.log_odds`, from a file if it has that of the same model and question."""
+    texts = [str(prompted.message(pair.prompt, pair.chosen, pair.rejected)) for pair in asked.pairs]
+    digest = blake2b(json.dumps([path, config.reward.dtype, texts]).encode()).hexdigest()
+    if file.is_file():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["digest"] == digest:
+            return np.array(kept["log_odds"])
+    logger.info("asking the untuned model about %d pairs in both orders", len(asked.pairs))
+    found = prompted.log_odds(path, asked.pairs, config.reward)
+    durable.write_json(file, {"digest": digest, "log_odds": found.tolist()})
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

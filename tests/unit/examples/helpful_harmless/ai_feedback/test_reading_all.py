@@ -1,0 +1,71 @@
+"""What the untuned model makes of pairs is computed once, and the command prints the tables from it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from examples.helpful_harmless.ai_feedback import __main__ as command
+from examples.helpful_harmless.ai_feedback import questions
+from fairlead.config import load
+from tests.tiny import tiny_causal_lm
+
+TEMPLATE = (
+    "{% for message in messages %}w50 {{ message['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}w50 {% endif %}"
+)
+
+
+def _pairs(file: Path, count: int) -> Path:
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"w{number % 40} w{number // 40}"}],
+            "chosen": [{"role": "assistant", "content": f"w{number % 20} w1"}],
+            "rejected": [{"role": "assistant", "content": f"w{20 + number % 20} w2 w3"}],
+        }
+        for number in range(count)
+    ]
+    with gzip.open(file, "wt", encoding="utf-8") as out:
+        out.writelines(f"{json.dumps(row)}\n" for row in rows)
+    return file
+
+
+def test_command_reads_once_and_prints_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_causal_lm(tmp_path / "model", max_position_embeddings=512)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(model)
+    config = tmp_path / "run.toml"
+    config.write_text(f'[model]\npath = "{model}"\n[reward]\ndevice = "cpu"\n')
+    pairs, folder = _pairs(tmp_path / "pairs.jsonl.gz", 80), tmp_path / "build"
+    sizes = ["--repetitions", "2", "--learnt", "32", "--judges", "20"]
+    monkeypatch.setattr(
+        sys, "argv", ["ai_feedback", str(pairs), str(folder), "--config", str(config), *sizes]
+    )
+    assert command.main() == 0
+    printed = capsys.readouterr().out
+    assert "2 repetitions; 80 pairs of 80 questions" in printed
+    figures = json.loads((folder / "ai_feedback.json").read_text())
+    right = {row["judge"]: row["value"] for row in figures["judges"]}
+    assert f"| bag of words, trained on other pairs | {right['words']:.1%} " in printed
+    first = command.read(load(config), questions.load(pairs), folder)
+    # All is kept: without the model the result is the same.
+    shutil.rmtree(model)
+    again = command.read(load(config), questions.load(pairs), folder)
+    assert again.better_PF.tolist() == first.better_PF.tolist()
+    assert {name: values.tolist() for name, values in again.margins.items()} == {
+        name: values.tolist() for name, values in first.margins.items()
+    }
+    # Other pairs are not in the files.
+    assert command.main() == 0
+    _pairs(pairs, 70)
+    assert command.main() == 2
+    assert "model" in capsys.readouterr().err
