@@ -10,11 +10,13 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
+from examples.exit_codes import with_exit_code
 from examples.helpful_harmless import accuracy, judge
 from examples.helpful_harmless.ai_feedback import arms, judges, picture, prompted, questions, summary, tables
 from examples.helpful_harmless.ai_feedback import trial as trials
@@ -25,14 +27,14 @@ from examples.helpful_harmless.judge import Array
 from examples.helpful_harmless.reading import kept_readings
 from fairlead import log
 from fairlead.config import RunConfig, load, parse_overrides
-from fairlead.errors import FairleadError
 from trainer import durable
 
 logger = logging.getLogger(__name__)
 
 
-def main() -> int:
-    """Read the flags, learn and print; return the exit code."""
+@with_exit_code
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the flags, learn and print."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.helpful_harmless.ai_feedback", description=__doc__
     )
@@ -45,21 +47,26 @@ def main() -> int:
     parser.add_argument("--judges", type=int, default=400, help="pairs that trained judges learn from")
     parser.add_argument("--penalty", type=float, default=judge.PENALTY, help="of the reward models")
     parser.add_argument("--picture", type=Path, default=None, help="file for a picture, .svg or .png")
-    options = parser.parse_args()
-    try:
-        config = load(options.config, overrides=parse_overrides(options.set))
-        log.setup(style="human", level=config.observe.log_level)
-        evidence = read(config, questions.load(options.pairs), options.folder)
-        plan = trials.Plan(options.learnt, options.judges, seed=config.seed, penalty=options.penalty)
-        figures = learn(evidence, plan, repetitions=options.repetitions)
-        durable.write_json(options.folder / "ai_feedback.json", figures)
-        sys.stdout.write(f"{tables.markdown(figures)}\n")
-        if options.picture is not None:
-            picture.draw(figures, options.picture)
-    except FairleadError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    options = parser.parse_args(argv)
+    if (
+        options.repetitions < 2
+        or min(options.learnt // max(arms.SIZES), options.judges, options.penalty) <= 0
+    ):
+        parser.error(
+            f"give 2 or more --repetitions, {max(arms.SIZES)} or more pairs --learnt, "
+            "and --judges and a --penalty above 0"
+        )
+    config = load(options.config, overrides=parse_overrides(options.set))
+    log.setup(style="human", level=config.observe.log_level)
+    asked = questions.load(options.pairs)
+    plan = trials.Plan(options.learnt, options.judges, seed=config.seed, penalty=options.penalty)
+    # Whether pairs are left to be held out is known before the model reads them, which takes minutes.
+    trials.divided(asked, plan, np.random.default_rng(plan.seed))
+    figures = learn(read(config, asked, options.folder), plan, repetitions=options.repetitions)
+    durable.write_json(options.folder / "ai_feedback.json", figures)
+    sys.stdout.write(f"{tables.markdown(figures)}\n")
+    if options.picture is not None:
+        picture.draw(figures, options.picture)
 
 
 def read(config: RunConfig, asked: Asked, folder: Path) -> Evidence:

@@ -16,7 +16,7 @@ from examples.helpful_harmless import judge
 from examples.helpful_harmless.ai_feedback import judges, questions
 from examples.helpful_harmless.ai_feedback.arms import Arm
 from examples.helpful_harmless.ai_feedback.judges import Evidence, Labels
-from examples.helpful_harmless.ai_feedback.questions import Split
+from examples.helpful_harmless.ai_feedback.questions import Asked, Split
 from examples.helpful_harmless.judge import Array
 
 
@@ -46,6 +46,15 @@ class Trial:
     """Of each arm, the score of the answer that people preferred minus that of the other one, [H]."""
 
 
+def divided(asked: Asked, plan: Plan, rng: np.random.Generator) -> Split:
+    """Return a split of the sizes of a plan.
+
+    Raises:
+        ConfigError: if no pair is left to be held out.
+    """
+    return questions.split(asked.question_P, learnt=plan.learnt, judges=plan.judges, rng=rng)
+
+
 def run(evidence: Evidence, arms: Iterable[Arm], plan: Plan, *, repetition: int) -> Trial:
     """Return the outcome of a repetition; the same number draws the same split and labels.
 
@@ -53,7 +62,7 @@ def run(evidence: Evidence, arms: Iterable[Arm], plan: Plan, *, repetition: int)
         ConfigError: if no pair is left to be held out.
     """
     rng = np.random.default_rng([plan.seed, repetition])
-    split = questions.split(evidence.asked.question_P, learnt=plan.learnt, judges=plan.judges, rng=rng)
+    split = divided(evidence.asked, plan, rng)
     labels = judges.labels(evidence, split, rng=rng)
     better_HF, worse_HF = (side[split.heldout_H] for side in (evidence.better_PF, evidence.worse_PF))
     margins = {}

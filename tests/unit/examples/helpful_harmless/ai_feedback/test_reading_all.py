@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -36,9 +35,7 @@ def _pairs(file: Path, count: int) -> Path:
     return file
 
 
-def test_command_reads_once_and_prints_the_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_reads_once_and_prints_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_causal_lm(tmp_path / "model", max_position_embeddings=512)
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = TEMPLATE
@@ -46,11 +43,12 @@ def test_command_reads_once_and_prints_the_tables(
     config = tmp_path / "run.toml"
     config.write_text(f'[model]\npath = "{model}"\n[reward]\ndevice = "cpu"\n')
     pairs, folder = _pairs(tmp_path / "pairs.jsonl.gz", 80), tmp_path / "build"
-    sizes = ["--repetitions", "2", "--learnt", "32", "--judges", "20"]
-    monkeypatch.setattr(
-        sys, "argv", ["ai_feedback", str(pairs), str(folder), "--config", str(config), *sizes]
-    )
-    assert command.main() == 0
+    flags = [*map(str, (pairs, folder, "--config", config)), "--repetitions", "2", "--learnt", "32"]
+    assert command.main([*flags, "--judges", "48"]) == 2
+    assert "32 + 48 of 80 pairs" in capsys.readouterr().err
+    assert not folder.exists()
+    flags += ["--judges", "20"]
+    assert command.main(flags) == 0
     printed = capsys.readouterr().out
     assert "2 repetitions; 80 pairs of 80 questions" in printed
     figures = json.loads((folder / "ai_feedback.json").read_text())
@@ -65,7 +63,7 @@ def test_command_reads_once_and_prints_the_tables(
         name: values.tolist() for name, values in first.margins.items()
     }
     # Other pairs are not in the files.
-    assert command.main() == 0
+    assert command.main(flags) == 0
     _pairs(pairs, 70)
-    assert command.main() == 2
+    assert command.main(flags) == 2
     assert "model" in capsys.readouterr().err
