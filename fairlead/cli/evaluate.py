@@ -35,8 +35,8 @@ _EVALUATE = with_examples(
     "limit.\n\n"
     "MODEL and --against are addresses of policy services, or folders or hub ids of models. With --against "
     "the card shows both and the change. If MODEL is the folder of a run, its policy is compared with its "
-    "SFT model, and its reward model is probed; the card then appears in the report of the run and in the "
-    "model card of an export.\n\n"
+    "SFT model, or without one with the model that it started from, and its reward model is probed; the card "
+    "then appears in the report of the run and in the model card of an export.\n\n"
     "Suites: safety (refusals of harmful and of harmless prompts, toxicity), truth, sycophancy, and bias "
     "(length and groups; needs --reward, or --ai for the position of a judge). The items are those of the "
     "package or of --items.\n\n"
@@ -159,7 +159,7 @@ def _check(ai: str, ai_model: str) -> None:
 def _named(model: str, against: str, reward: str, out: Path | None) -> _Named:
     """Return what is evaluated; the folder of a run names its own models."""
     from fairlead.cli.named_models import is_function
-    from fairlead.config import RunFolder
+    from fairlead.config import RunFolder, load
 
     for field, value in (("MODEL", model), ("--against", against)):
         if is_function(value):
@@ -173,8 +173,9 @@ def _named(model: str, against: str, reward: str, out: Path | None) -> _Named:
     if not policies:
         fail(f"MODEL: got the run {model!r} without a policy, allowed: a run whose PPO or DPO has finished")
     named = _Named(str(policies[0]), against, reward, out or folder.evaluation)
-    if not against and folder.sft_model.is_dir():
-        named = replace(named, against=str(folder.sft_model))
+    if not against:
+        start = str(folder.sft_model) if folder.sft_model.is_dir() else load(folder.config).policy.path
+        named = replace(named, against=start)
     if not reward and folder.reward_model.is_dir():
         named = replace(named, reward=str(folder.reward_model))
     return named

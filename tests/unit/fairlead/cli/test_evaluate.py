@@ -226,6 +226,10 @@ def test_a_run_names_its_policy_its_sft_model_its_reward_model_and_its_folder(tm
     assert (named.reward, named.out) == (f"{run}/reward_model", run / "evaluation")
     other = evaluate._named(str(run), "base", "judge:gold", tmp_path)
     assert (other.against, other.reward, other.out) == ("base", "judge:gold", tmp_path)
+    (run / "sft").rmdir()
+    assert evaluate._named(str(run), "", "", None).against == "", "nobody knows what it started from"
+    (run / "config.toml").write_text('[policy]\npath = "models/base"\n')
+    assert evaluate._named(str(run), "", "", None).against == "models/base"
     (run / "policy").rmdir()
     with pytest.raises(typer.Exit):
         evaluate._named(str(run), "", "", None)
