@@ -1,7 +1,7 @@
 """Learn which answer is less harmful from labels by people, by judges, and by both; print the tables.
 
-`python -m examples.helpful_harmless.ai_feedback HARMLESS FOLDER`: HARMLESS is the file of hh_rlhf, and FOLDER
-gets what the untuned model makes of the answers, which is read once, and the figures as `ai_feedback.json`.
+`python -m examples.helpful_harmless.ai_feedback DATA FOLDER`: DATA has hh_rlhf, and FOLDER gets what the
+untuned model makes of the answers, which is read once, and the figures as `ai_feedback.json`.
 """
 
 from __future__ import annotations
@@ -38,14 +38,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m examples.helpful_harmless.ai_feedback", description=__doc__
     )
-    parser.add_argument("pairs", type=Path, help="harmless.jsonl.gz of hh_rlhf")
-    parser.add_argument("folder", type=Path, help="folder for what is computed")
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder with hh_rlhf")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder for what is computed")
     parser.add_argument("--config", type=Path, default=CONFIG, help="TOML file that names the model")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
     parser.add_argument("--repetitions", type=int, default=100, help="random splits, 2 or more")
     parser.add_argument("--learnt", type=int, default=800, help="pairs to learn from")
     parser.add_argument("--judges", type=int, default=400, help="pairs that trained judges learn from")
     parser.add_argument("--penalty", type=float, default=judge.PENALTY, help="of the reward models")
+    parser.add_argument(
+        "--ask",
+        action="store_true",
+        help="also ask the untuned model which answer is less harmful, which takes twice as long as reading",
+    )
     parser.add_argument("--picture", type=Path, default=None, help="file for a picture, .svg or .png")
     options = parser.parse_args(argv)
     if (
@@ -58,19 +63,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     config = load(options.config, overrides=parse_overrides(options.set))
     log.setup(style="human", level=config.observe.log_level)
-    asked = questions.load(options.pairs)
+    asked = questions.load(options.data)
     plan = trials.Plan(options.learnt, options.judges, seed=config.seed, penalty=options.penalty)
     # Whether pairs are left to be held out is known before the model reads them, which takes minutes.
     trials.divided(asked, plan, np.random.default_rng(plan.seed))
-    figures = learn(read(config, asked, options.folder), plan, repetitions=options.repetitions)
+    evidence = read(config, asked, options.folder, ask=options.ask)
+    figures = learn(evidence, plan, repetitions=options.repetitions)
     durable.write_json(options.folder / "ai_feedback.json", figures)
     sys.stdout.write(f"{tables.markdown(figures)}\n")
     if options.picture is not None:
         picture.draw(figures, options.picture)
 
 
-def read(config: RunConfig, asked: Asked, folder: Path) -> Evidence:
+def read(config: RunConfig, asked: Asked, folder: Path, *, ask: bool) -> Evidence:
     """Return what the untuned model makes of the pairs; what the folder has of it is not computed again.
+
+    Args:
+        config: names the model.
+        asked: the pairs.
+        folder: for what is computed.
+        ask: whether the model is also asked as a judge.
 
     Raises:
         ModelLoadError: if the model cannot be loaded.
@@ -79,17 +91,18 @@ def read(config: RunConfig, asked: Asked, folder: Path) -> Evidence:
     groups = {"better": side_of(asked.pairs, "chosen"), "worse": side_of(asked.pairs, "rejected")}
     found = kept_readings(folder / "readings_all.npz", path, groups, config.reward)
     better, worse = found["better"], found["worse"]
-    odds_P2 = _asked(config, path, asked, folder / "asked_untuned.json")
-    logger.info(
-        "the untuned model prefers the first answer in %.1f%%, and the same one in both orders in %.1f%%",
-        100 * np.mean(np.stack([odds_P2[:, 0] > 0, odds_P2[:, 1] < 0])),
-        100 * np.mean(np.sign(odds_P2[:, 0]) == np.sign(odds_P2[:, 1])),
-    )
     margins = {
         "likelihood": np.array(accuracy.margins_of_likelihood(better, worse)["log_likelihood"]),
         **judges.margins_of_texts(asked),
-        "prompted": odds_P2.mean(axis=1),
     }
+    if ask:
+        odds_P2 = _asked(config, path, asked, folder / "asked_untuned.json")
+        margins["prompted"] = odds_P2.mean(axis=1)
+        logger.info(
+            "the untuned model prefers the first answer in %.1f%%, and the same one in both orders in %.1f%%",
+            100 * np.mean(np.stack([odds_P2[:, 0] > 0, odds_P2[:, 1] < 0])),
+            100 * np.mean(np.sign(odds_P2[:, 0]) == np.sign(odds_P2[:, 1])),
+        )
     return Evidence(asked, better.features_NF, worse.features_NF, margins)
 
 
@@ -99,7 +112,7 @@ def learn(evidence: Evidence, plan: trials.Plan, *, repetitions: int) -> dict[st
     Raises:
         ConfigError: if no pair is left to be held out.
     """
-    tally = summary.Tally(evidence.asked.question_P, arms.arms(plan.learnt))
+    tally = summary.Tally(evidence.asked.question_P, arms.arms(plan.learnt, evidence.real))
     for repetition in range(repetitions):
         tally.trials.append(trials.run(evidence, tally.arms, plan, repetition=repetition))
         if (repetition + 1) % 10 == 0:

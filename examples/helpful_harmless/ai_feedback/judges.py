@@ -24,11 +24,8 @@ RANDOM = "random"
 """The judge that knows nothing."""
 KNOWN = {"right80": 0.8, "right70": 0.7, "right60": 0.6, RANDOM: 0.5}
 """Probability that a judge's label is that of people."""
-UNTRAINED = ("likelihood", "shorter", "toxicity", "prompted")
-"""Judges that have learnt from no label of these people."""
 TRAINED = ("words", "head")
 """Judges that have learnt from labels of people of other pairs."""
-REAL = (*UNTRAINED, *TRAINED)
 TITLES = {
     "right80": "judge right in 80%",
     "right70": "judge right in 70%",
@@ -59,6 +56,11 @@ class Evidence:
     """Features of the others."""
     margins: Mapping[str, Array]
     """Of each untrained judge: its score of the answer that people preferred minus that of the other, [P]."""
+
+    @property
+    def real(self) -> tuple[str, ...]:
+        """Names of the judges that decide by themselves."""
+        return (*self.margins, *TRAINED)
 
 
 def control(name: str) -> str:

@@ -29,7 +29,8 @@ def draw(figures: Mapping[str, Any], out: Path) -> None:
     with mpl.rc_context({**plots.STYLE, "savefig.facecolor": "white"}):
         figure = Figure(figsize=(12.0, 5.4), layout="constrained")
         panels = figure.subplots(1, 3, sharey=True)
-        known, real = tuple(judges.KNOWN), judges.REAL
+        known = tuple(judges.KNOWN)
+        real = tuple(name for name in judges.TITLES if name not in known)
         _panel(panels[0], sources, (PEOPLE, *known), "people + judged")
         _panel(panels[1], sources, (PEOPLE, *real, judges.RANDOM), "people + judged")
         _panel(panels[2], mixed, (PEOPLE, *known, "head", "likelihood"), "people", whole=whole)
@@ -61,6 +62,8 @@ def _panel(
     axes.set_xscale("log", base=2)
     for place, name in enumerate(names):
         own = [row for row in rows if row["judge"] == name]
+        if not own:
+            continue
         if whole is not None and name != PEOPLE:
             own = [*own, whole]
         _line(axes, own, name, [sum(row[key] for key in x.split(" + ")) * 1.012**place for row in own])
@@ -77,7 +80,7 @@ def _line(axes: Any, rows: Sequence[Row], name: str, xs: Sequence[float]) -> Non
         style = {"color": MUTED, "marker": "x", "label": judges.title(name)}
     elif name != PEOPLE:
         place = shown.index(name)
-        dashes = "--" if name in judges.REAL else "-"
+        dashes = "-" if name in judges.KNOWN else "--"
         marker, color = _MARKERS[place % len(_MARKERS)], COLORS[place % len(COLORS)]
         style = {"color": color, "marker": marker, "linestyle": dashes, "label": judges.title(name)}
     values = [row["value"] for row in rows]

@@ -43,14 +43,15 @@ class Split:
     """Pairs that measure."""
 
 
-def load(file: Path) -> Asked:
-    """Return the pairs of a file of hh_rlhf, gzipped.
+def load(data: Path) -> Asked:
+    """Return the pairs of hh_rlhf in a folder of data.
 
     Raises:
-        ConfigError: if there is no such file.
+        ConfigError: if the folder does not have them.
     """
+    file = data / "hh_rlhf" / "harmless.jsonl.gz"
     if not file.is_file():
-        raise ConfigError("PAIRS", got=str(file), allowed="the file harmless.jsonl.gz of hh_rlhf")
+        raise ConfigError("DATA", got=str(data), allowed="a folder with hh_rlhf/harmless.jsonl.gz")
     pairs, names = [], []
     for row in make.read(file):
         prompt = Chat(tuple(Message(**message) for message in make.shortened(row["prompt"])))

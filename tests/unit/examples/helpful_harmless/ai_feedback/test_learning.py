@@ -43,7 +43,7 @@ def test_judges_are_right_as_often_as_is_known() -> None:
     for name, accuracy in judges.KNOWN.items():
         assert np.mean([labels[name] for labels in found]) == pytest.approx(accuracy, abs=0.03)
     for labels in found:
-        for name in judges.REAL:
+        for name in evidence.real:
             assert labels[judges.control(name)].sum() == labels[name].sum()
     # Words tell these answers apart, lengths do not, and a judge that ties draws.
     assert np.mean([labels["words"] for labels in found]) == 1.0
@@ -117,7 +117,7 @@ def test_more_right_labels_are_better_and_random_ones_harm(tmp_path: Path) -> No
         Arm(*(row[name] for name in ("people", "judged", "judge", "weighted"))): row
         for row in figures["arms"]
     }
-    assert list(rows) == arms.arms(PLAN.learnt)
+    assert list(rows) == arms.arms(PLAN.learnt, _evidence().real)
     value = {arm: row["value"] for arm, row in rows.items()}
     assert value[Arm(160)] > value[Arm(5)] > 0.55
     assert min(value[Arm(160)], value[Arm(0, 160, "right80")]) > value[Arm(0, 160, judges.RANDOM)] + 0.1

@@ -31,10 +31,11 @@ def test_conversations_that_begin_or_end_alike_are_of_one_question(tmp_path: Pat
         _row("Something else", long, "tell me"),
         _row("A third"),
     ]
-    file = tmp_path / "pairs.jsonl.gz"
+    file = tmp_path / "hh_rlhf" / "harmless.jsonl.gz"
+    file.parent.mkdir()
     with gzip.open(file, "wt", encoding="utf-8") as out:
         out.writelines(f"{json.dumps(row)}\n" for row in rows)
-    found = questions.load(file)
+    found = questions.load(tmp_path)
     assert found.question_P.tolist() == [0, 0, 1, 1, 2]
     assert [pair.chosen for pair in found.pairs] == ["no"] * 5
     assert str(found.pairs[2].prompt) == "user: tell me"

@@ -21,7 +21,9 @@ TEMPLATE = (
 )
 
 
-def _pairs(file: Path, count: int) -> Path:
+def _pairs(data: Path, count: int) -> Path:
+    file = data / "hh_rlhf" / "harmless.jsonl.gz"
+    file.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         {
             "prompt": [{"role": "user", "content": f"w{number % 40} w{number // 40}"}],
@@ -32,7 +34,7 @@ def _pairs(file: Path, count: int) -> Path:
     ]
     with gzip.open(file, "wt", encoding="utf-8") as out:
         out.writelines(f"{json.dumps(row)}\n" for row in rows)
-    return file
+    return data
 
 
 def test_command_reads_once_and_prints_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,28 +44,28 @@ def test_command_reads_once_and_prints_the_tables(tmp_path: Path, capsys: pytest
     tokenizer.save_pretrained(model)
     config = tmp_path / "run.toml"
     config.write_text(f'[model]\npath = "{model}"\n[reward]\ndevice = "cpu"\n')
-    pairs, folder = _pairs(tmp_path / "pairs.jsonl.gz", 80), tmp_path / "build"
-    flags = [*map(str, (pairs, folder, "--config", config)), "--repetitions", "2", "--learnt", "32"]
+    data, folder = _pairs(tmp_path / "data", 80), tmp_path / "build"
+    flags = [*map(str, (data, folder, "--config", config)), "--repetitions", "2", "--learnt", "32"]
     assert command.main([*flags, "--judges", "48"]) == 2
     assert "32 + 48 of 80 pairs" in capsys.readouterr().err
     assert not folder.exists()
-    flags += ["--judges", "20"]
+    flags += ["--judges", "20", "--ask"]
     assert command.main(flags) == 0
     printed = capsys.readouterr().out
     assert "2 repetitions; 80 pairs of 80 questions" in printed
     figures = json.loads((folder / "ai_feedback.json").read_text())
     right = {row["judge"]: row["value"] for row in figures["judges"]}
     assert f"| bag of words, trained on other pairs | {right['words']:.1%} " in printed
-    first = command.read(load(config), questions.load(pairs), folder)
+    first = command.read(load(config), questions.load(data), folder, ask=True)
     # All is kept: without the model the result is the same.
     shutil.rmtree(model)
-    again = command.read(load(config), questions.load(pairs), folder)
+    again = command.read(load(config), questions.load(data), folder, ask=True)
     assert again.better_PF.tolist() == first.better_PF.tolist()
     assert {name: values.tolist() for name, values in again.margins.items()} == {
         name: values.tolist() for name, values in first.margins.items()
     }
     # Other pairs are not in the files.
     assert command.main(flags) == 0
-    _pairs(pairs, 70)
+    _pairs(data, 70)
     assert command.main(flags) == 2
     assert "model" in capsys.readouterr().err
