@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.config import RunConfig, load
-from tests.integration.test_cli_serving import fairlead
+from tests.integration.test_cli import fairlead
 from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.stage_world import preference_run
 

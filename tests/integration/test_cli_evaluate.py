@@ -59,7 +59,7 @@ def test_card_of_a_run_is_in_its_report(tmp_path: Path):
     tiny_reward_model(run / "reward_model", max_position_embeddings=512)
     (run / "config.toml").write_text('name = "x"\n')
     command = ("evaluate", "runs/x", "--max-items", 3, "--max-new-tokens", 8, "--timeout-seconds", 600)
-    found = fairlead(*command, cwd=tmp_path, timeout_seconds=800)
+    found = fairlead(*command, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     card = json.loads((run / "evaluation" / "card.json").read_text())
     assert card["items"]["counterfactual"] == 3 * 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from fairlead import RewardClient
+from fairlead.cli.main import app
 from fairlead.local import status
 from fairlead.local.run_files import ProcessRecord
 from tests.service_process import SharedServices, free_address
@@ -27,16 +30,20 @@ def services(shared: SharedServices) -> dict[str, str]:
     return shared.addresses("reward", "policy")
 
 
-def fairlead(
-    *arguments: object, cwd: Path, given: str = "", timeout_seconds: float = 180
-) -> subprocess.CompletedProcess[str]:
+def fairlead(*arguments: object, cwd: Path, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command: in this process, which has imported everything, or with text at its standard input."""
+    command = [*map(str, arguments)]
+    if given is None:
+        with contextlib.chdir(cwd):
+            done = CliRunner().invoke(app, command)
+        return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr)
     return subprocess.run(
-        [sys.executable, "-m", "fairlead.cli", *map(str, arguments)],
+        [sys.executable, "-m", "fairlead.cli", *command],
         cwd=cwd,
         input=given,
         capture_output=True,
         text=True,
-        timeout=timeout_seconds,
+        timeout=180,
         check=False,
     )
 
@@ -67,16 +74,14 @@ def test_scores_are_in_the_order_of_the_lines_and_equal_the_service(services: di
 
 
 def test_responses_of_a_line_are_scored_and_the_best_is_marked(services: dict[str, str], tmp_path: Path):
-    given = jsonl(
-        {"prompt": "w1", "responses": ["w3", "w5 w6", "w9"]},
-        {"prompt": [{"role": "user", "content": "w1"}], "responses": [{"text": "w3"}, {"text": ""}]},
-    )
-    shown = fairlead("score", "--address", services["reward"], cwd=tmp_path, given=given)
-    if shown.returncode:  # this tokenizer has no chat template; the error names the line
-        assert shown.stderr.startswith("error: stdin:2: ")
-        shown = fairlead(
-            "score", "--address", services["reward"], cwd=tmp_path, given=given.splitlines()[0] + "\n"
-        )
+    first = {"prompt": "w1", "responses": ["w3", "w5 w6", "w9"]}
+    chat = {"prompt": [{"role": "user", "content": "w1"}], "responses": [{"text": "w3"}, {"text": ""}]}
+    (tmp_path / "in.jsonl").write_text(jsonl(first, chat))
+    shown = fairlead("score", "in.jsonl", "--address", services["reward"], cwd=tmp_path)
+    assert shown.returncode == 2, "this tokenizer has no chat template"
+    assert shown.stderr.startswith("error: in.jsonl:2: ")
+    (tmp_path / "in.jsonl").write_text(jsonl(first))
+    shown = fairlead("score", "in.jsonl", "--address", services["reward"], cwd=tmp_path)
     first = lines(shown.stdout)[0]
     scores = first["scores"]
     assert isinstance(scores, list)
@@ -128,13 +133,21 @@ def test_equal_prompts_get_different_answers_and_flags_reach_the_sampler(
     ("given", "flags", "error"),
     [
         ('{"prompt": "w1", "response": "w1"}\n{"prompt": "w1"}\n', (), "stdin:2: got 'the keys prompt'"),
-        ('{"prompt": "w1"\n', (), 'stdin:1: got \'{"prompt": "w1"\', allowed: a JSON object'),
+        (
+            '{"prompt": "w1"\n',
+            ("../in.jsonl",),
+            '../in.jsonl:1: got \'{"prompt": "w1"\', allowed: a JSON object',
+        ),
         (
             "\n" + jsonl({"prompt": "w1", "response": "w1 " * 300}),
-            (),
-            "stdin:2: items.text: got '303 tokens'",
+            ("../in.jsonl",),
+            "../in.jsonl:2: items.text: got '303 tokens'",
         ),
-        (jsonl({"prompt": "w1", "responses": []}), (), "stdin:1: got '`responses` without a response'"),
+        (
+            jsonl({"prompt": "w1", "responses": []}),
+            ("../in.jsonl",),
+            "../in.jsonl:1: got '`responses` without a response'",
+        ),
         ("", ("absent.jsonl",), "file: got 'absent.jsonl', allowed: a file that exists"),
         ("", ("--prompt", "w1"), "--prompt: got a file of JSON lines as well"),
         ("", ("x.txt", "--response", "w1"), "--response: got a file or --text as well"),
@@ -143,14 +156,17 @@ def test_equal_prompts_get_different_answers_and_flags_reach_the_sampler(
 def test_bad_line_is_named_and_no_file_is_written(
     services: dict[str, str], tmp_path: Path, given: str, flags: tuple[str, ...], error: str
 ):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "in.jsonl").write_text(given)
     shown = fairlead(
         *("score", *flags, "--address", services["reward"], "--batch-size", 1, "--out", "out.jsonl"),
-        cwd=tmp_path,
-        given=given,
+        cwd=folder,
+        given=None if flags else given,
     )
     assert (shown.returncode, shown.stdout) == (2, "")
     assert shown.stderr.startswith(f"error: {error}"), shown.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_unreachable_service_gives_exit_code_1(tmp_path: Path):
