@@ -92,9 +92,9 @@ class SharedServices:
         self.models = {
             "reward": tiny_reward_model(folder / "reward"),
             "policy": tiny_causal_lm(folder / "policy", seed=1),
-            "reference": tiny_causal_lm(folder / "reference"),
         }
-        """The folders of their models."""
+        """The folders of their models; policy and reference have the same."""
+        self.models["reference"] = self.models["policy"]
 
     def ready(self, *names: str) -> dict[str, Process]:
         """Return `policy`, `reward` or `reference` services by name once they are ready."""

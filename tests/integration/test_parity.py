@@ -6,7 +6,8 @@ The oracle is a plain forward pass of each single sequence in float64.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from fairlead.config.base import ComputeSection
 from fairlead.local.serving import serving
 from fairlead.nn.loading import load_causal_lm
 from fairlead.types import Completion, SamplingParams, TokenPair
-from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm
+from tests.service_process import SharedServices
+from tests.tiny import VOCABULARY_SIZE
 from trainer.sequences import TokenSequence, pad, response_logprobs
 
 PROMPT_LENGTHS = (1, 2, 7, 19, 40)
@@ -88,17 +90,21 @@ async def generate(
     return [found[0] for found in await asyncio.gather(*calls)]
 
 
+@asynccontextmanager
+async def services(shared: SharedServices, folder: Path, dtype: str) -> AsyncIterator[dict[str, str]]:
+    """Yield the addresses of a policy service and of a reference service with the same model."""
+    if dtype == "float32":
+        yield await asyncio.to_thread(shared.addresses, "policy", "reference")
+        return
+    settings = {"policy.dtype": dtype, "reference.dtype": dtype, "policy.max_slots": 3}
+    config = load(overrides={"runs": str(folder), **settings})
+    async with serving(config, {name: shared.models[name] for name in ("policy", "reference")}) as addresses:
+        yield addresses
+
+
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-async def test_policy_reference_and_trainer_agree(tmp_path: Path, dtype: str):
-    model = tiny_causal_lm(tmp_path / "model")
-    config = load(
-        overrides={
-            "runs": str(tmp_path),
-            "policy.dtype": dtype,
-            "reference.dtype": dtype,
-            "policy.max_slots": 3,
-        }
-    )
+async def test_policy_reference_and_trainer_agree(shared: SharedServices, tmp_path: Path, dtype: str):
+    model = shared.models["policy"]
     generator = torch.Generator().manual_seed(0)
     prompts = [
         tuple(torch.randint(4, VOCABULARY_SIZE, (length,), generator=generator).tolist())
@@ -106,7 +112,7 @@ async def test_policy_reference_and_trainer_agree(tmp_path: Path, dtype: str):
     ]
     worst: dict[tuple[str, float], float] = {}
     async with (
-        serving(config, {"policy": model, "reference": model}) as addresses,
+        services(shared, tmp_path, dtype) as addresses,
         AsyncPolicyClient(addresses["policy"]) as policy,
         AsyncReferenceClient(addresses["reference"]) as reference,
     ):
