@@ -235,7 +235,7 @@ def test_latest_from_many_threads_while_versions_change(tmp_path: Path) -> None:
         with ThreadPoolExecutor(4) as threads:
             asking = [threads.submit(ask) for _ in range(4)]
             try:
-                for update in range(1, 20):
+                for update in range(1, 8):
                     publish(written, WeightVersion(1, update))
                     written.prune(keep=2)
             finally:
