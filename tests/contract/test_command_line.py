@@ -109,7 +109,9 @@ def test_page_lists_every_exit_code():
     assert {int(code) for code in named} == listed
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    "shell", ["bash", *(pytest.param(n, marks=pytest.mark.slow) for n in ("zsh", "fish"))]
+)
 def test_shells_get_a_completion_script(shell: str):
     shown = subprocess.run(
         [sys.executable, "-m", "fairlead.cli", "--show-completion", shell],
@@ -142,7 +144,6 @@ def completions(line: str, tmp_path: Path) -> list[str]:
         ("fairlead s", {"sft", "serve", "score", "status"}),
         ("fairlead serve re", {"reward", "reference"}),
         ("fairlead plan --g", {"--gpu-gib", "--gpus"}),
-        ("fairlead status --w", {"--watch"}),
     ],
 )
 def test_completion_offers_verbs_services_and_flags(line: str, offered: set[str], tmp_path: Path):

@@ -37,17 +37,17 @@ def drive(make_world: Callable[[], World], *, examples: int, steps: int, derando
 
 
 def test_memory_queue_matches_model() -> None:
-    drive(MemoryWorld, examples=150, steps=40)
+    drive(MemoryWorld, examples=80, steps=40)
 
 
 def test_redis_queue_matches_model(server: ValkeyServer) -> None:
-    drive(lambda: RedisWorld(server), examples=50, steps=40)
+    drive(lambda: RedisWorld(server), examples=25, steps=40)
 
 
 def test_redis_queue_matches_model_through_restarts(tmp_path: Path) -> None:
     before = RedisWorld.restarts
     with ExitStack() as stack:
-        drive(restarting(tmp_path, stack), examples=12, steps=40)
+        drive(restarting(tmp_path, stack), examples=6, steps=40)
     assert RedisWorld.restarts > before
 
 

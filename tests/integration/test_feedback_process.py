@@ -93,7 +93,7 @@ def _start(start: Starter, store: str, address: str, tasks: Path) -> Process:
 @pytest.mark.parametrize(
     ("store", "tasks", "labelers", "kills"),
     [
-        ("sqlite", 100, 5, 3),
+        ("sqlite", 40, 4, 1),
         pytest.param("sqlite", 667, 20, 10, marks=pytest.mark.slow),
         pytest.param("postgres", 667, 20, 10, marks=pytest.mark.slow),
     ],

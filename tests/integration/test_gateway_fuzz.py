@@ -103,12 +103,18 @@ def shortened(path: str, body: object) -> object:
     return found
 
 
-def fuzz_with_schema(target: Target, examples: int) -> None:
-    """Send bodies and parameters that match the OpenAPI schema, and some that do not."""
+def fuzz_with_schema(target: Target, examples: int, *, every: int = 1) -> None:
+    """Send bodies and parameters that match the OpenAPI schema, and some that do not.
+
+    Args:
+        target: the gateway.
+        examples: how many of each kind to an operation.
+        every: 3 for a third of the operations; the strategies of each take half a second.
+    """
     schema = schemathesis.openapi.from_url(f"http://{target.address}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) > 20
-    for operation in operations:
+    for operation in operations[::every]:
         plain = operation.method.upper() == "GET"
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             if mode is GenerationMode.NEGATIVE and (plain or not operation.body):
@@ -222,10 +228,10 @@ def target(tmp_path: Path) -> Iterator[Target]:
 
 
 def test_gateway_survives_a_sample_of_inputs(target: Target):
-    fuzz_with_schema(target, 5)
-    fuzz_without_schema(target, 50)
-    assert target.statuses[200] > 20, "some inputs must be valid"
-    assert target.statuses[400] > 100
+    fuzz_with_schema(target, 5, every=3)
+    fuzz_without_schema(target, 40)
+    assert target.statuses[200] > 5, "some inputs must be valid"
+    assert target.statuses[400] > 70
     assert ask(target.address, "GET", "/readyz").status == 200
 
 

@@ -78,10 +78,15 @@ async def test_reward_service_that_hangs_turns_readiness_off_beside_a_live_polic
     ("flags", "message"),
     [
         ((), "gateway: reward.addresses: got ('127.0.0.1:0',), allowed: the address of the reward service"),
-        (("gateway.bind=nowhere",), "gateway: gateway.bind: got 'nowhere', allowed: host:port"),
-        (
+        pytest.param(
+            ("gateway.bind=nowhere",),
+            "gateway: gateway.bind: got 'nowhere', allowed: host:port",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             ("gateway.bind=TAKEN",),
             "(Address already in use)', allowed: an address of this machine with a free port",
+            marks=pytest.mark.slow,
         ),
         (
             ('reward.addresses=["127.0.0.1:5002"]', "gateway.chat_log=/proc/no/log"),

@@ -221,7 +221,7 @@ def _secrets(folder: Path) -> dict[str, dict[str, bytes]]:
 
 @pytest.fixture(
     params=[
-        (("keda", "feedback"), 1),
+        pytest.param((("keda", "feedback"), 1), marks=pytest.mark.slow),
         pytest.param((("keda", "feedback", "keys", "tls"), 1), marks=pytest.mark.slow),
         pytest.param((("keda", "feedback"), 2), marks=pytest.mark.slow),
     ],

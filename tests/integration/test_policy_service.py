@@ -25,6 +25,8 @@ from fairlead.v1 import tokens_pb2
 from tests.service_process import Process, Starter
 from tests.tiny import tiny_causal_lm
 
+# A busy machine may take minutes to start a process that imports torch.
+pytestmark = pytest.mark.timeout(400)
 SAMPLING = SamplingParams(max_new_tokens=6, seed=3)
 
 
@@ -51,41 +53,6 @@ def publish(store: FilesystemWeightStore, model: Path, version: WeightVersion, *
     state = {name: tensor * scale for name, tensor in load_file(model / "model.safetensors").items()}
     with store.publish(version, parent=None, lineage=(Ancestor(1, 0),)) as folder:
         save_file(state, folder / "model.safetensors")
-
-
-def test_ready_with_first_weights_and_damaged_version_changes_nothing(
-    model: Path, start: Callable[..., Process], tmp_path: Path
-) -> None:
-    store = FilesystemWeightStore(tmp_path / "run" / "weights")
-    process = start(model)
-    process.until(lambda: "listens on" in process.log.read_text())
-    assert process.get("/healthz")[0] == 200
-    assert process.get("/readyz")[0] == 503
-    publish(store, model, WeightVersion(1, 0))
-    process.wait_for("/readyz")
-    with PolicyClient(process.address, timeout_seconds=30) as client:
-        assert client.info().weight_version == WeightVersion(1, 0)
-        first = client.generate("w1 w2", SAMPLING)[0]
-        assert [span.version for span in first.version_spans] == [WeightVersion(1, 0)]
-        publish(store, model, WeightVersion(1, 1), scale=0.5)
-        second = client.generate("w1 w2", SAMPLING, min_version=WeightVersion(1, 1))[0]
-        assert [span.version for span in second.version_spans] == [WeightVersion(1, 1)]
-        assert second.logprobs[0] != first.logprobs[0]
-
-        staging = FilesystemWeightStore(tmp_path / "staging")
-        publish(staging, model, WeightVersion(1, 2))
-        shard = staging.root / "1-2" / "model.safetensors"
-        with shard.open("r+b") as file:
-            file.truncate(shard.stat().st_size - 100)
-        (staging.root / "1-2").rename(store.root / "1-2")
-        failures = "fairlead_policy_fetch_failures_total"
-        process.until(lambda: f"{failures} 0.0" not in process.get("/metrics")[1])
-        assert "weights 1-2 not loaded, 1-1 remain in use" in process.log.read_text()
-        assert client.generate("w1 w2", SAMPLING)[0] == second
-        with pytest.raises(StaleWeights, match="needs weights 1-2 or newer; 1-1 are in use"):
-            client.generate("w1 w2", SAMPLING, min_version=WeightVersion(1, 2), timeout_seconds=2)
-        assert process.get("/readyz")[0] == 200
-    assert process.stop() == 0
 
 
 class RawLoad:
@@ -127,9 +94,8 @@ class RawLoad:
             self.answered += 1
 
 
-async def test_sigterm_under_load_fails_no_accepted_call(model: Path, start: Callable[..., Process]) -> None:
-    process = start(model, policy__serve_initial="true", policy__max_slots=4)
-    await asyncio.to_thread(process.wait_for, "/readyz")
+async def sigterm_under_load_fails_no_accepted_call(process: Process) -> None:
+    """Check how a service with 4 slots ends while 24 callers wait for it."""
     load = RawLoad(process.address)
     task = asyncio.create_task(load.run())
     async with asyncio.timeout(60):
@@ -146,6 +112,42 @@ async def test_sigterm_under_load_fails_no_accepted_call(model: Path, start: Cal
     assert "RPCs cancelled" not in process.log.read_text()
 
 
+def test_first_weights_then_a_damaged_version_then_sigterm_under_load(
+    model: Path, start: Callable[..., Process], tmp_path: Path
+) -> None:
+    store = FilesystemWeightStore(tmp_path / "run" / "weights")
+    process = start(model, policy__max_slots=4)
+    process.until(lambda: "listens on" in process.log.read_text(), seconds=240)
+    assert process.get("/healthz")[0] == 200
+    assert process.get("/readyz")[0] == 503
+    publish(store, model, WeightVersion(1, 0))
+    process.until(lambda: process.get("/readyz")[0] == 200, seconds=120)
+    with PolicyClient(process.address, timeout_seconds=30) as client:
+        assert client.info().weight_version == WeightVersion(1, 0)
+        first = client.generate("w1 w2", SAMPLING)[0]
+        assert [span.version for span in first.version_spans] == [WeightVersion(1, 0)]
+        publish(store, model, WeightVersion(1, 1), scale=0.5)
+        second = client.generate("w1 w2", SAMPLING, min_version=WeightVersion(1, 1))[0]
+        assert [span.version for span in second.version_spans] == [WeightVersion(1, 1)]
+        assert second.logprobs[0] != first.logprobs[0]
+
+        staging = FilesystemWeightStore(tmp_path / "staging")
+        publish(staging, model, WeightVersion(1, 2))
+        shard = staging.root / "1-2" / "model.safetensors"
+        with shard.open("r+b") as file:
+            file.truncate(shard.stat().st_size - 100)
+        (staging.root / "1-2").rename(store.root / "1-2")
+        failures = "fairlead_policy_fetch_failures_total"
+        process.until(lambda: f"{failures} 0.0" not in process.get("/metrics")[1])
+        assert "weights 1-2 not loaded, 1-1 remain in use" in process.log.read_text()
+        assert client.generate("w1 w2", SAMPLING)[0] == second
+        with pytest.raises(StaleWeights, match="needs weights 1-2 or newer; 1-1 are in use"):
+            client.generate("w1 w2", SAMPLING, min_version=WeightVersion(1, 2), timeout_seconds=0.5)
+        assert process.get("/readyz")[0] == 200
+    asyncio.run(sigterm_under_load_fails_no_accepted_call(process))
+
+
+@pytest.mark.slow  # test_local_serving.py has a service that cannot load its model
 def test_unloadable_model_ends_the_process_with_one_line(
     start: Callable[..., Process], tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ tensorboard = false
 """
 
 
+@pytest.mark.slow  # the error and its exit code are tested above
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is limited by Linux's own means")
 def test_stage_out_of_memory_names_settings_that_help(tmp_path):
     """150 MiB are too little for the activations of 16 sequences of 512 tokens, but enough for one."""

@@ -52,7 +52,6 @@ def test_verbs_write_to_a_terminal_of_another_encoding(tmp_path: Path):
     data.write_text('{"prompt": "日本 …"}\n{"prompt": 5}\n')
     for encoding, arguments, code in (
         ("latin-1", ("status", run), 0),
-        ("ascii", ("audit", run), 0),
         ("ascii", ("data", "check", data, "--json"), 2),
     ):
         shown = subprocess.run(

@@ -252,7 +252,7 @@ JUNK = st.recursive(
     ),
     max_leaves=6,
 )
-HOSTILE = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+HOSTILE = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @HOSTILE

@@ -69,15 +69,15 @@ def port_of(kubeconfig: str) -> int:
         (
             (f"PATCH {DEPLOYMENTS}/policy", "hang"),
             1,
-            ["did not answer within 2 s (apply Deployment policy)"],
+            ["did not answer within 1 s (apply Deployment policy)"],
         ),
         (("GET /api/v1/namespaces/fairlead", 401), 2, ["rejected the credentials", "log in again"]),
-        (("GET /apis/apps/v1", "hang"), 1, ["did not answer within 2 s (discover apps/v1)"]),
+        (("GET /apis/apps/v1", "hang"), 1, ["did not answer within 1 s (discover apps/v1)"]),
     ],
 )
 def test_failed_request_gives_exit_code_and_advice(cluster, fault, code, says):
     cluster.faults.append(fault)
-    timeout = ("--request-seconds", "2") if fault[1] == "hang" else ()
+    timeout = ("--request-seconds", "1") if fault[1] == "hang" else ()
     found, line = error(*UP, *timeout)
     assert found == code, line
     assert [text for text in says if text not in line] == []

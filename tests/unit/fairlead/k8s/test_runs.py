@@ -75,7 +75,7 @@ def test_list_shows_state_update_and_age_in_80_columns(cluster, fairlead):
         fairlead(*submit(name))
     fairlead("up", "run.toml", "--overlay", "kind", "--stage", "files")
     fairlead("run", "delete", "gone")
-    for _ in range(5):
+    for _ in range(2):
         fairlead("run", "list")  # The controllers notice.
     for pod in named(cluster, "pods"):
         if pod.startswith(f"{longest}-trainer"):
@@ -233,8 +233,8 @@ def test_quota_conflict_and_slow_api_are_named(cluster, fairlead):
     assert 'apply Service one-policy in namespace fairlead: conflict with "kubectl-edit"' in shown.stderr
     for verb in (submit("two"), ("run", "list"), ("run", "delete", "one")):
         cluster.faults.append(("GET /api/v1/namespaces/fairlead/persistentvolumeclaims.*", "hang"))
-        shown = fairlead(*verb, "--request-seconds", "2", code=1)
-        assert "did not answer within 2 s (" in shown.stderr
+        shown = fairlead(*verb, "--request-seconds", "1", code=1)
+        assert "did not answer within 1 s (" in shown.stderr
         cluster.faults.clear()
     assert named(cluster, "deployments")["one-policy"]
 

@@ -99,6 +99,7 @@ def ask(folder: Path, *paths: str, **environment: str) -> dict[str, str]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow  # a process of its own, since the hub's client reads its address only once
 def test_hub_and_memory_errors_have_clear_messages(hub: str, tmp_path: Path):
     large = tmp_path / "large"
     LlamaForCausalLM(

@@ -276,6 +276,7 @@ def run_conversion(refused: ModelLoadError) -> None:
     exec(words[2], {})
 
 
+@pytest.mark.slow  # a process of its own, since the hub's client reads its address only once
 def test_model_of_the_hub_with_pickled_weights_is_not_taken_from_a_pull_request(tmp_path: Path):
     folder = tiny_causal_lm(tmp_path / "model")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")

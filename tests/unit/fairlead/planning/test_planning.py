@@ -320,7 +320,8 @@ def test_copied_constants_match_their_sources():
             "light",
             "services.rollout_worker.worker, fairlead.clients, fairlead.transports.rollouts.redis_worker",
         ),
-        ("torch", "services.reward.scorer"),
+        # Four seconds of imports.
+        pytest.param("torch", "services.reward.scorer", marks=pytest.mark.slow),
     ],
 )
 def test_idle_process_needs_the_planned_memory(kind: str, imports: str):

@@ -42,7 +42,7 @@ def first_completion(text: str, stop_strings: list[str]) -> int | None:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.text(alphabet="ab é→😀.", max_size=20),
     st.lists(st.text(alphabet="ab é→😀.", min_size=1, max_size=4), max_size=3),

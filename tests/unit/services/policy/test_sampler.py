@@ -72,7 +72,7 @@ def test_draws_follow_the_exact_distribution(sampling: SamplingParams) -> None:
     assert stats.chisquare(counts[drawn], np.array(exact)[drawn] * DRAWS).pvalue > 0.001
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(
     st.lists(st.integers(-8, 8), min_size=2, max_size=20),
     st.integers(0, 25),

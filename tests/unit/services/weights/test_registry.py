@@ -130,7 +130,7 @@ def test_replica_without_id_is_refused(registry: Registry) -> None:
         registry.report(WeightReplica(""))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data(), fan_out=st.integers(1, 3))
 def test_fan_out_and_acyclic_chains_under_any_events(data: st.DataObject, fan_out: int) -> None:
     """Against a model of the assignments: joins, failures, deaths and completions in any order."""

@@ -27,7 +27,7 @@ def can_be_trained(deadlines: list[int], *, first: int, size: int) -> bool:
     return False
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     tasks=st.lists(st.tuples(st.integers(3, 7), st.booleans()), min_size=1, max_size=6),
     size=st.integers(1, 3),
@@ -136,7 +136,7 @@ def section(*, updates: int, size: int, staleness: int) -> PpoSection:
     return PpoSection(updates=updates, batch_size=size, mini_batch_size=size, max_staleness=staleness)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(
     updates=st.integers(1, 12),
     size=st.integers(1, 4),
