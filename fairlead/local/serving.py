@@ -119,8 +119,12 @@ def _process(config: RunConfig, name: str, path: Path, address: str, standby: St
     settings = {"path": str(path.absolute()), "bind": address, "addresses": (address,), "replicas": 1}
     if name == "policy":
         settings["serve_initial"] = True
+    reference = config.reference
+    if reference.engine == "trainer":  # its path may name the policy that the run starts from, not this one
+        reference = reference.model_copy(update={"path": ""})
     changed = config.model_copy(
         update={
+            "reference": reference,
             name: section.model_copy(update=settings),
             "observe": config.observe.model_copy(update={"metrics_port": -1}),
             # Without weight versions in the store the service keeps the model at the path.

@@ -23,7 +23,7 @@ from fairlead.data.chat import question
 from fairlead.data.judged import judged, newest
 from fairlead.data.lines import Line
 from fairlead.data.records import heldout_names, is_heldout
-from fairlead.errors import CorruptData, FairleadError, StoppedByGate
+from fairlead.errors import ConfigError, CorruptData, FairleadError, StoppedByGate
 from fairlead.judgments import Agreement, agreement
 from fairlead.local.serving import score, serving
 from fairlead.rounds import gate
@@ -62,10 +62,18 @@ class Iteration:
         """Run every step that is not done yet. More rounds than before continue an earlier run.
 
         Raises:
+            ConfigError: the settings cannot have as many rounds.
             StoppedByGate: a round must not continue.
             FairleadError: a step failed; finished steps are kept.
         """
         loop, plan = self.loop, self.loop.plan
+        if num_rounds > 1 and loop.config.reference.engine == "trainer":
+            raise ConfigError(
+                "reference.engine",
+                got="trainer",
+                allowed="local or vllm with several rounds, because a later round starts from the policy "
+                "of the one before and is kept near the SFT model",
+            )
         steps.run("sft", "fine-tuning on the demonstrations", lambda: loop.training.sft(loop.config))
         last = f"evaluate-{num_rounds - 1}"
         with nullcontext() if last in steps.seconds else self.working():

@@ -94,7 +94,7 @@ def test_example_from_the_pairs_to_the_picture(tmp_path: Path) -> None:
     build = tmp_path / "build" / "helpful_harmless"
     counts = make.make(pairs, build)
     assert make.make_demonstrations(data / "alpaca_eval" / "rankings.jsonl.gz", build) == 40
-    paths = ("model", "reward_model", "policy", "reference")
+    paths = ("model", "reward_model", "policy")
     config = load(
         ROOT / "configs" / "helpful_harmless.toml",
         overrides={

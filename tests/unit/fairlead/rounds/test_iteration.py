@@ -13,7 +13,7 @@ from rich.console import Console
 from examples.parcel_help import corpus
 from examples.parcel_help.habits import HabitualLabeler
 from fairlead.config import RunConfig, load
-from fairlead.errors import CorruptData, StoppedByGate, exit_code
+from fairlead.errors import ConfigError, CorruptData, StoppedByGate, exit_code
 from fairlead.feedback_client import FeedbackClient
 from fairlead.local.serving import GeneratedAnswer
 from fairlead.local.standby import Standby
@@ -25,6 +25,7 @@ from fairlead.rounds.iteration import Iteration, agreement_of, model_digest, ste
 from fairlead.rounds.loop import Loop
 from fairlead.rounds.sampling import TaskPlan
 from fairlead.rounds.simulated import labelling
+from fairlead.rounds.steps import Steps
 from fairlead.rounds.training import Training
 from tests.feedback_service import feedback
 
@@ -51,6 +52,19 @@ def test_digest_of_a_model_is_that_of_its_weights(tmp_path: Path) -> None:
     assert model_digest(tmp_path) == first
     (tmp_path / "model.safetensors").write_bytes(b"2")
     assert model_digest(tmp_path) != first
+
+
+def test_reference_inside_the_trainer_is_refused_before_the_first_of_several_rounds(tmp_path: Path) -> None:
+    config = load(overrides={"runs": str(tmp_path), "reference.engine": "trainer", "ppo.lora.rank": 4})
+    labelers = FeedbackLabelers(
+        connect=lambda: FeedbackClient("unused:1", api_key=""), run="r", wanted_judgments=1
+    )
+    training = Training(Console(), Standby())
+    loop = Loop(config=config, prompts=[], plan=TaskPlan(num_tasks=1), labelers=labelers, training=training)
+    steps = Steps(tmp_path / "r" / "steps.json", key="", verb="iterate", total=9, show=print)
+    with pytest.raises(ConfigError, match=r"reference.engine.*several rounds"):
+        Iteration(loop=loop, labelers=labelers, show=print).run(steps, num_rounds=2)
+    assert not steps.seconds
 
 
 async def test_round_stops_before_its_tasks_are_withdrawn_and_continues_with_more_judgments(
