@@ -59,8 +59,11 @@ async def send_messages(folder: Path) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    while await asyncio.to_thread(sys.stdin.readline):
-        _say({"port": port})
+    try:
+        while await asyncio.to_thread(sys.stdin.readline):
+            _say({"port": port})
+    finally:
+        await server.stop(None)
 
 
 async def receive_messages(target: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack
@@ -38,6 +39,11 @@ class _Loop:
                 threading.Thread(target=self._loop.run_forever, name="fairlead-clients", daemon=True).start()
             return self._loop
 
+    def close_later(self, client: AsyncClient[Any]) -> None:
+        """Close a client that nothing refers to any more, whose connections this loop would keep open."""
+        if self._loop is not None:
+            asyncio.run_coroutine_threadsafe(client.close(), self._loop)
+
     def _forget(self) -> None:
         self._lock, self._loop = threading.Lock(), None
 
@@ -46,7 +52,10 @@ _LOOP = _Loop()
 
 
 class Blocking(Generic[_Client]):
-    """Runs the coroutines of one asynchronous client and returns their results. A context manager."""
+    """Runs the coroutines of one asynchronous client and returns their results. A context manager.
+
+    A client that is not closed keeps its connections until nothing refers to it.
+    """
 
     _kind: type[_Client]
 
@@ -54,6 +63,8 @@ class Blocking(Generic[_Client]):
         """Create the asynchronous client with these arguments."""
         self._client = self._kind(addresses, **options)
         self._closed = False
+        self._unclosed = weakref.finalize(self, _LOOP.close_later, self._client)
+        self._unclosed.atexit = False
 
     def __enter__(self) -> Self:
         return self
@@ -68,6 +79,7 @@ class Blocking(Generic[_Client]):
         if self._closed:
             return
         self._run(self._client.close())
+        self._unclosed.detach()
         self._closed = True
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import grpc
 from grpc import aio
@@ -28,6 +27,7 @@ from fairlead.rpc import forks
 from fairlead.rpc.call_counts import CALLS
 from fairlead.rpc.credentials import Credentials, Metadata
 from fairlead.rpc.hedging import Hedging
+from fairlead.rpc.replica import Replica
 from fairlead.rpc.retry import Attempts, RetryBudget, RetryPolicy
 from fairlead.rpc.status import TRACEPARENT, has_started, is_lost, pushback_seconds
 
@@ -37,28 +37,10 @@ _Response = TypeVar("_Response")
 _Outcome = TypeVar("_Outcome")
 _Call = TypeVar("_Call", bound=aio.Call)
 
-_MAX_RESPONSE_BYTES = 256 << 20
-"""Largest message that a client accepts."""
 _CONNECT_SECONDS = 5.0
 _CERTIFICATE_SECONDS = 1.0
 """How often certificates are checked for changes."""
 _CONNECTING = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING)
-
-_OPTIONS: list[tuple[str, int | str]] = [
-    ("grpc.max_receive_message_length", _MAX_RESPONSE_BYTES),
-    ("grpc.max_send_message_length", -1),
-    # A replica that restarts at its address is found within about a second.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 2_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
-    # A server that vanishes without closing its connection is noticed during a call.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    # Services are inside the cluster; a web proxy in the environment is not meant for them.
-    ("grpc.enable_http_proxy", 0),
-]
 
 
 _Request_contra = TypeVar("_Request_contra", contravariant=True)
@@ -77,74 +59,6 @@ class UnaryMethod(Protocol[_Request_contra, _Response_co]):
             AioRpcError: if it fails.
         """
         ...
-
-
-def _options(health: str) -> list[tuple[str, int | str]]:
-    config = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": health}}
-    return [("grpc.service_config", json.dumps(config)), *_OPTIONS]
-
-
-class _Methods:
-    """A channel that remembers the path of each method that a stub creates on it."""
-
-    def __init__(self, channel: aio.Channel) -> None:
-        self._channel = channel
-        self.paths: dict[int, str] = {}
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - unary_unary and its siblings differ in type
-        create = getattr(self._channel, name)
-
-        def creating(path: str, *arguments: object, **options: object) -> object:
-            method = create(path, *arguments, **options)
-            self.paths[id(method)] = path
-            return method
-
-        return creating
-
-
-class Replica(Generic[_Stub]):
-    """One address, its channel and its stub."""
-
-    def __init__(
-        self,
-        address: str,
-        credentials: Credentials,
-        make_stub: Callable[[aio.Channel], _Stub],
-        *,
-        health: str = "",
-    ) -> None:
-        """Create the channel.
-
-        Args:
-            address: `host:port`, or a gRPC target.
-            credentials: TLS and API key.
-            make_stub: creates the generated stub.
-            health: the service that must be SERVING for the channel to be READY; "" for the whole server.
-        """
-        target = address if "://" in address else f"dns:///{address}"
-        self.address = address
-        self.balanced = "://" in address
-        """Whether several servers may share the address; the retry delay of one is then not that of all."""
-        self.channel = credentials.channel(target, _options(health))
-        methods = _Methods(self.channel)
-        self.stub = make_stub(methods)  # type: ignore[arg-type]
-        self.paths = methods.paths
-        self.state = grpc.ChannelConnectivity.IDLE
-        self.in_flight = 0
-        self.hold_until = 0.0
-        """It asked for no calls before this time (monotonic clock)."""
-
-    def path_of(self, method: object) -> str:
-        """Return the path of a method of the stub, `/service/method`, for metrics; empty if it is unknown."""
-        return self.paths.get(id(method)) or str(getattr(method, "path", ""))
-
-    async def watch(self, changed: asyncio.Condition) -> None:
-        """Keep the channel connected and `state` current, until cancelled."""
-        while True:
-            self.state = self.channel.get_state(try_to_connect=True)
-            async with changed:
-                changed.notify_all()
-            await self.channel.wait_for_state_change(self.state)
 
 
 class Replicas(Generic[_Stub]):
@@ -179,7 +93,8 @@ class Replicas(Generic[_Stub]):
         self._credentials = credentials(self._addresses)
         self._generation = 0
         self._checked_at = 0.0
-        self._closing: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], Replica[_Stub]] = {}
+        """Connections that are closed when the calls on them have ended."""
         self._service = service
         self._timeout_seconds = timeout_seconds
         self._retry = retry
@@ -189,22 +104,31 @@ class Replicas(Generic[_Stub]):
         self._watchers: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         """The event loop that the connections belong to, once there are any."""
+        self._closed = False
         self._changed = asyncio.Condition()
         self._turn = 0
         self._hedging = Hedging(retry.hedge_factor)
 
     async def close(self) -> None:
-        """Cancel the calls in progress and close the connections."""
+        """Cancel the calls in progress and close the connections; no call can be made afterwards."""
         if forks.is_broken():
             return  # the connections belong to the parent process
         if self._loop is not asyncio.get_running_loop():
-            return  # there are none, or they ended with the event loop that they belong to
-        replicas, self._replicas = self._replicas, []
-        watchers, self._watchers = self._watchers, []
-        for task in (*watchers, *self._closing):
+            if self._loop is None or self._loop.is_closed():
+                self._closed = True
+                # Their calls ended with that event loop; gRPC closes a channel that nothing refers to.
+                self._replicas, self._watchers = [], []
+                self._retiring.clear()
+            return
+        self._closed = True
+        replicas, self._replicas = [*self._replicas, *self._retiring.values()], []
+        tasks, self._watchers = [*self._watchers, *self._retiring], []
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*watchers, *self._closing, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(replica.channel.close() for replica in replicas))
+        async with self._changed:
+            self._changed.notify_all()
 
     async def call(
         self,
@@ -239,18 +163,17 @@ class Replicas(Generic[_Stub]):
 
         async def send(replica: Replica[_Stub]) -> _Response:
             began = time.monotonic()
-            replica.in_flight += 1
             called = method(replica.stub)
             path = replica.path_of(called)
             code = grpc.StatusCode.CANCELLED
             try:
-                response = await called(request, timeout=attempts.timeout(), metadata=call_metadata)
+                with replica.calling():
+                    response = await called(request, timeout=attempts.timeout(), metadata=call_metadata)
                 code = grpc.StatusCode.OK
             except aio.AioRpcError as error:
                 code = error.code()
                 raise
             finally:
-                replica.in_flight -= 1
                 CALLS.count_attempt(path, code.name)
             self._hedging.record(time.monotonic() - began)
             return response
@@ -348,12 +271,12 @@ class Replicas(Generic[_Stub]):
             call = begin(replica.stub, attempts.timeout())
             code = grpc.StatusCode.CANCELLED
             try:
-                replica.in_flight += 1
-                async with aclosing(communicate(call)) as outcomes:
-                    async for outcome in outcomes:
-                        begun = True
-                        attempts.progressed()
-                        yield outcome
+                with replica.calling():
+                    async with aclosing(communicate(call)) as outcomes:
+                        async for outcome in outcomes:
+                            begun = True
+                            attempts.progressed()
+                            yield outcome
             except aio.AioRpcError as error:
                 code = error.code()
                 if begun and not resumes:
@@ -365,7 +288,6 @@ class Replicas(Generic[_Stub]):
                 return
             finally:
                 call.cancel()
-                replica.in_flight -= 1
                 CALLS.count_attempt(path(replica), code.name)
 
     async def _next(self, attempts: Attempts) -> Replica[_Stub]:
@@ -375,6 +297,7 @@ class Replicas(Generic[_Stub]):
         self._connect_if_needed()
         connects_until = time.monotonic() + min(_CONNECT_SECONDS, attempts.remaining())
         while True:
+            self._check_open()
             now = time.monotonic()
             ready = [r for r in self._replicas if r.state is grpc.ChannelConnectivity.READY]
             candidates = [r for r in ready if r.address not in attempts.avoid] or ready
@@ -400,10 +323,11 @@ class Replicas(Generic[_Stub]):
         """Connect at the first call, and again when certificates have changed: a channel keeps its own.
 
         Raises:
-            RuntimeError: in a process that was forked after its parent had used gRPC, or in another event
-                loop than that of the first call.
+            RuntimeError: in a process that was forked after its parent had used gRPC, in another event loop
+                than that of the first call, or after `close`.
         """
         forks.check()
+        self._check_open()
         loop = asyncio.get_running_loop()
         if self._loop not in (None, loop):
             raise RuntimeError(
@@ -422,15 +346,24 @@ class Replicas(Generic[_Stub]):
         forks.connected()
         for replica, watcher in zip(self._replicas, self._watchers, strict=True):
             watcher.cancel()
-            # Closes after the calls on it have ended.
-            self._closing.add(closing := asyncio.ensure_future(replica.channel.close(self._timeout_seconds)))
-            closing.add_done_callback(self._closing.discard)
+            retiring = asyncio.ensure_future(replica.retire(self._timeout_seconds))
+            self._retiring[retiring] = replica
+            retiring.add_done_callback(self._retiring.pop)
         self._replicas = [
             Replica(address, self._credentials, self._make_stub, health=self._health)
             for address in self._addresses
         ]
         CALLS.add_service(self._service, self._replicas[0].paths.values())
         self._watchers = [asyncio.ensure_future(replica.watch(self._changed)) for replica in self._replicas]
+
+    def _check_open(self) -> None:
+        """Check that the client is not closed: a retry would connect again, and nothing would close that.
+
+        Raises:
+            RuntimeError: if it is.
+        """
+        if self._closed:
+            raise RuntimeError("this client is closed")
 
     async def _failed(self, replica: Replica[_Stub], error: aio.AioRpcError, attempts: Attempts) -> None:
         """Return when the next attempt may begin; raise if no attempt is left."""

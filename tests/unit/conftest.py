@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import fairlead  # noqa: F401 - before grpc, which reads what it sets
+from tests import open_grpc
 from tests.tiny import tiny_reward_model
 from tests.unit.fairlead.transports.weights import weights_wire
 from tests.unit.services.runtime.keys_world import Keys
+
+open_grpc.watch()
+
+
+@pytest.fixture(autouse=True)
+def _close_grpc() -> Iterator[None]:
+    """Fail a test that leaves a gRPC channel or server open."""
+    before = open_grpc.still_open()
+    yield
+    left = open_grpc.still_open() - before
+    assert not left, f"close these before the event loop of the test ends: {left}"
 
 
 @pytest.fixture(scope="session")

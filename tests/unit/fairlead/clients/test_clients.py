@@ -6,7 +6,9 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 
+import grpc
 import pytest
 
 import fairlead
@@ -88,6 +90,18 @@ def test_clients_share_a_thread_and_close_independently(served):
         assert first.info().model_version == "here"
     with fairlead.RewardClient(address) as third:
         assert third.info().model_version == "here"
+
+
+def test_client_that_is_not_closed_ends_with_its_last_reference(served):
+    client = fairlead.RewardClient(served(Replica("here")))
+    client.info()
+    (channel,) = (replica.channel for replica in client._client._replicas._replicas)
+    assert channel.get_state() is not grpc.ChannelConnectivity.SHUTDOWN
+    del client
+    deadline = time.monotonic() + 30
+    while channel.get_state() is not grpc.ChannelConnectivity.SHUTDOWN:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_program_that_closes_no_client_ends_without_output(served):

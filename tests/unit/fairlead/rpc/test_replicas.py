@@ -258,6 +258,30 @@ async def test_cancelled_call_is_cancelled_on_the_server():
             await call
 
 
+@pytest.mark.parametrize("while_they", ["retry", "connect"])
+async def test_calls_end_when_their_client_is_closed_and_do_not_connect_again(while_they, silent_address):
+    replica = Replica("r", raising(Unavailable("loading")))
+    policy = RetryPolicy(
+        max_attempts=1000, initial_backoff_seconds=1, max_backoff_seconds=1, budget_tokens=1000
+    )
+    async with serving(replica) as address:
+        client = AsyncRewardClient(
+            address if while_they == "retry" else silent_address, retry=policy, timeout_seconds=60
+        )
+        calls = [asyncio.create_task(client.score(ITEM)) for _ in range(20)]
+        async with asyncio.timeout(30):
+            while not (replica.calls >= 20 if while_they == "retry" else client._replicas._replicas):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        await client.close()
+        async with asyncio.timeout(4):  # a call waits longer for a connection
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(end, RuntimeError | asyncio.CancelledError) for end in ends)
+        assert any("this client is closed" in str(end) for end in ends)
+        with pytest.raises(RuntimeError, match="this client is closed"):
+            await client.score(ITEM)
+        assert not client._replicas._replicas
+
+
 async def test_budget_limits_the_retries_of_all_calls():
     replica = Replica("r", raising(Unavailable("loading")))
     policy = RetryPolicy(

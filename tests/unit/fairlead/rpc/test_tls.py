@@ -8,9 +8,11 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -36,13 +38,18 @@ def authority(tmp_path: Path) -> Authority:
 
 
 @asynccontextmanager
-async def serving(tls: TlsSection, *, registry: CollectorRegistry | None = None):
+async def serving(
+    tls: TlsSection,
+    *,
+    registry: CollectorRegistry | None = None,
+    behave: Callable[[int], Awaitable[None]] | None = None,
+):
     from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 
     section = ModelServiceSection(bind="127.0.0.1:0")
     registry = registry or CollectorRegistry()
     async with ModelServer("reward", section, ObserveSection(), tls=tls, registry=registry) as server:
-        replica = Replica("one")
+        replica = Replica("one", behave)
         await server.start(lambda s: pb_grpc.add_RewardServiceServicer_to_server(replica, s), [NAME])
         server.set_ready(True)
         yield server
@@ -158,6 +165,40 @@ async def test_client_loads_a_renewed_certificate_without_a_restart(authority: A
             before = client._replicas._replicas
             assert (await client.info()).model_version == "one"
             assert client._replicas._replicas != before
+
+
+@pytest.mark.parametrize("ends", ["call", "client"])
+async def test_replaced_connection_is_closed_after_its_calls_or_with_its_client(
+    authority: Authority, ends: str
+):
+    entered, resume = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: int) -> None:
+        entered.set()
+        await resume.wait()
+
+    async with serving(authority.server(), behave=wait) as server:
+        client = AsyncRewardClient(server.address, tls=authority.client(), timeout_seconds=30)
+        async with client:
+            call = asyncio.ensure_future(client.score([("a", "b")]))
+            await entered.wait()
+            (replaced,) = client._replicas._replicas
+            authority.ca.write_bytes(authority.ca.read_bytes() + b"\n")
+            client._replicas._checked_at = 0.0
+            assert (await client.info()).model_version == "one"
+            assert client._replicas._replicas != [replaced]
+            assert replaced.channel.get_state() is grpc.ChannelConnectivity.READY
+            if ends == "call":
+                resume.set()
+                assert (await call).model_version == "one"
+                async with asyncio.timeout(30):
+                    while client._replicas._retiring:  # noqa: ASYNC110 - there is no event to wait for
+                        await asyncio.sleep(0.001)
+                assert replaced.channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
+        assert replaced.channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
+        if ends == "client":
+            with pytest.raises(asyncio.CancelledError):
+                await call
 
 
 class File:
