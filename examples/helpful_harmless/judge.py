@@ -34,27 +34,17 @@ class Judge:
         return features_NF @ self.weights_F
 
 
-def fit(
-    better_PF: Array, worse_PF: Array, *, penalty: float = PENALTY, weights_P: Array | None = None
-) -> Judge:
-    """Fit a head to pairs by −log σ(w·(better − worse)), with features divided by their deviation.
-
-    Args:
-        better_PF: features of the answers that labels prefer.
-        worse_PF: features of the others.
-        penalty: see `PENALTY`.
-        weights_P: weight of each pair's loss; None for 1.
-    """
+def fit(better_PF: Array, worse_PF: Array, *, penalty: float = PENALTY) -> Judge:
+    """Fit a head to pairs by −log σ(w·(better − worse)), with features divided by their deviation."""
     differences_PF = better_PF - worse_PF
     scale_F = np.concatenate([better_PF, worse_PF]).std(axis=0)
     scale_F = np.where(scale_F > 0, scale_F, 1.0)
     rows_PF = differences_PF / scale_F
-    each_P = np.ones(len(rows_PF)) if weights_P is None else weights_P
 
     def loss(weights_F: Array) -> tuple[float, Array]:
         margins_P = rows_PF @ weights_F
-        slope_P = -each_P / (1 + np.exp(np.minimum(margins_P, 500.0)))
-        value = each_P @ np.logaddexp(0, -margins_P) + 0.5 * penalty * weights_F @ weights_F
+        slope_P = -1 / (1 + np.exp(np.minimum(margins_P, 500.0)))
+        value = np.logaddexp(0, -margins_P).sum() + 0.5 * penalty * weights_F @ weights_F
         return float(value), rows_PF.T @ slope_P + penalty * weights_F
 
     fitted = minimize(loss, np.zeros(rows_PF.shape[1]), jac=True, method="L-BFGS-B")

@@ -10,7 +10,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -22,9 +22,9 @@ from examples.helpful_harmless.ai_feedback import arms, judges, picture, prompte
 from examples.helpful_harmless.ai_feedback import trial as trials
 from examples.helpful_harmless.ai_feedback.judges import Evidence
 from examples.helpful_harmless.ai_feedback.questions import Asked
-from examples.helpful_harmless.baselines import CONFIG, side_of
+from examples.helpful_harmless.baselines import CONFIG, load_pairs, read_pairs, side_of
 from examples.helpful_harmless.judge import Array
-from examples.helpful_harmless.reading import kept_readings
+from examples.helpful_harmless.reading import Readings, kept_readings
 from fairlead import log
 from fairlead.config import RunConfig, load, parse_overrides
 from trainer import durable
@@ -47,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--judges", type=int, default=400, help="pairs that trained judges learn from")
     parser.add_argument("--penalty", type=float, default=judge.PENALTY, help="of the reward models")
     parser.add_argument(
+        "--heldout-only",
+        action="store_true",
+        help="use the pairs that the run holds out, whose features its evaluation keeps in the run's folder",
+    )
+    parser.add_argument(
         "--ask",
         action="store_true",
         help="also ask the untuned model which answer is less harmful, which takes twice as long as reading",
@@ -64,10 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load(options.config, overrides=parse_overrides(options.set))
     log.setup(style="human", level=config.observe.log_level)
     asked = questions.load(options.data)
+    pairs = load_pairs(config) if options.heldout_only else None
+    if pairs is not None:
+        asked = questions.among(asked, pairs.unseen)
     plan = trials.Plan(options.learnt, options.judges, seed=config.seed, penalty=options.penalty)
     # Whether pairs are left to be held out is known before the model reads them, which takes minutes.
     trials.divided(asked, plan, np.random.default_rng(plan.seed))
-    evidence = read(config, asked, options.folder, ask=options.ask)
+    readings = read(config, asked, options.folder) if pairs is None else read_pairs(config, pairs)
+    evidence = evidence_of(config, asked, readings, options.folder, ask=options.ask)
     figures = learn(evidence, plan, repetitions=options.repetitions)
     durable.write_json(options.folder / "ai_feedback.json", figures)
     sys.stdout.write(f"{tables.markdown(figures)}\n")
@@ -75,28 +84,38 @@ def main(argv: Sequence[str] | None = None) -> None:
         picture.draw(figures, options.picture)
 
 
-def read(config: RunConfig, asked: Asked, folder: Path, *, ask: bool) -> Evidence:
-    """Return what the untuned model makes of the pairs; what the folder has of it is not computed again.
-
-    Args:
-        config: names the model.
-        asked: the pairs.
-        folder: for what is computed.
-        ask: whether the model is also asked as a judge.
+def read(config: RunConfig, asked: Asked, folder: Path) -> dict[str, Readings]:
+    """Return what the untuned model makes of both answers of the pairs; what the folder has is kept.
 
     Raises:
         ModelLoadError: if the model cannot be loaded.
     """
-    path = config.policy.path or config.model.path
     groups = {"better": side_of(asked.pairs, "chosen"), "worse": side_of(asked.pairs, "rejected")}
-    found = kept_readings(folder / "readings_all.npz", path, groups, config.reward)
-    better, worse = found["better"], found["worse"]
+    return kept_readings(folder / "readings_all.npz", _model(config), groups, config.reward)
+
+
+def evidence_of(
+    config: RunConfig, asked: Asked, readings: Mapping[str, Readings], folder: Path, *, ask: bool
+) -> Evidence:
+    """Return the features of pairs, and the margins of untrained judges.
+
+    Args:
+        config: names the model.
+        asked: the pairs.
+        readings: of their answers, `better` and `worse`.
+        folder: for what the model says as a judge.
+        ask: whether it is asked.
+
+    Raises:
+        ModelLoadError: if the model cannot be loaded.
+    """
+    better, worse = readings["better"], readings["worse"]
     margins = {
         "likelihood": np.array(accuracy.margins_of_likelihood(better, worse)["log_likelihood"]),
         **judges.margins_of_texts(asked),
     }
     if ask:
-        odds_P2 = _asked(config, path, asked, folder / "asked_untuned.json")
+        odds_P2 = _asked(config, asked, folder / "asked_untuned.json")
         margins["prompted"] = odds_P2.mean(axis=1)
         logger.info(
             "the untuned model prefers the first answer in %.1f%%, and the same one in both orders in %.1f%%",
@@ -120,16 +139,20 @@ def learn(evidence: Evidence, plan: trials.Plan, *, repetitions: int) -> dict[st
     return summary.figures(tally, seed=plan.seed)
 
 
-def _asked(config: RunConfig, path: str, asked: Asked, file: Path) -> Array:
+def _model(config: RunConfig) -> str:
+    return config.policy.path or config.model.path
+
+
+def _asked(config: RunConfig, asked: Asked, file: Path) -> Array:
     """Return the result of `prompted.log_odds`, from a file if it has that of the same model and question."""
     texts = [str(prompted.message(pair.prompt, pair.chosen, pair.rejected)) for pair in asked.pairs]
-    digest = blake2b(json.dumps([path, config.reward.dtype, texts]).encode()).hexdigest()
+    digest = blake2b(json.dumps([_model(config), config.reward.dtype, texts]).encode()).hexdigest()
     if file.is_file():
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["digest"] == digest:
             return np.array(kept["log_odds"])
     logger.info("asking the untuned model about %d pairs in both orders", len(asked.pairs))
-    found = prompted.log_odds(path, asked.pairs, config.reward)
+    found = prompted.log_odds(_model(config), asked.pairs, config.reward)
     durable.write_json(file, {"digest": digest, "log_odds": found.tolist()})
     return found
 

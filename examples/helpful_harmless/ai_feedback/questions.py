@@ -60,6 +60,17 @@ def load(data: Path) -> Asked:
     return Asked(tuple(pairs), joined(names))
 
 
+def among(asked: Asked, pairs: Sequence[Preference]) -> Asked:
+    """Return some of the pairs, in the order given, with their questions."""
+    places = {_key(pair): place for place, pair in enumerate(asked.pairs)}
+    question_P = asked.question_P[[places[_key(pair)] for pair in pairs]]
+    return Asked(tuple(pairs), np.unique(question_P, return_inverse=True)[1])
+
+
+def _key(pair: Preference) -> tuple[str, str, str]:
+    return str(pair.prompt), pair.chosen, pair.rejected
+
+
 def joined(names: Iterable[Sequence[str]]) -> Indices:
     """Return a number for each item, the same for items that share a name, directly or by others."""
     parents: dict[str, str] = {}

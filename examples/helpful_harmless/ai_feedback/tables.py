@@ -2,69 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 from examples.helpful_harmless.ai_feedback import judges
+from examples.helpful_harmless.ai_feedback.arms import Arm
 
 Row = Mapping[str, Any]
 
 
 def markdown(figures: Mapping[str, Any]) -> str:
-    """Return the tables of judges, of labels by one source, and of mixtures."""
-    arms = figures["arms"]
-    learnt = max(row["people"] for row in arms)
+    """Return the tables of labels by people, of those by one judge each, and of mixtures.
+
+    Controls have no rows, but columns.
+    """
+    arms = {_arm(row): row for row in figures["arms"]}
+    right = {row["judge"]: row for row in figures["judges"]}
+    shown = [row for name, row in arms.items() if name.judge in ("", *judges.TITLES) and not name.weighted]
+    learnt = max(row["people"] for row in shown)
+    alone = [row for row in shown if not row["people"] and row["judged"] == learnt]
     return "\n".join(
         [
             f"{figures['repetitions']} repetitions; {figures['pairs']} pairs of {figures['questions']} "
             f"questions, {figures['heldout']:.0f} held out on average.",
             "",
-            *_table(("judge", "labels that are those of people"), map(_judge, figures["judges"])),
-            "",
             *_table(
                 ("labels by people", "accuracy", "s.d.", "log loss", "confidence", "calibration error"),
-                ((str(row["people"]), *_quality(row)) for row in arms if not row["judged"]),
+                ((str(row["people"]), *_quality(row)) for row in shown if not row["judged"]),
             ),
             "",
             *_table(
                 (
-                    *(f"{learnt} labels by", "accuracy", "s.d.", "log loss", "confidence"),
-                    *("calibration error", "above as many errors at random", "worth labels by people"),
+                    *(f"{learnt} labels by", "labels as people's", "accuracy", "s.d.", "log loss"),
+                    *("confidence", "calibration error", "above as many errors at random"),
+                    "worth labels by people",
                 ),
-                (_one_source(row) for row in arms if not row["people"] and row["judged"] == learnt),
+                (_one_judge(row, right[row["judge"]]) for row in alone),
             ),
             "",
             *_table(
                 (
                     *("labels by people", "other labels", "accuracy", "above nothing added"),
-                    *("above labels at random", "above as many errors at random", "above weight 1"),
+                    *("above labels at random", "above as many errors at random"),
+                    "with weight 2a − 1, above nothing added",
                 ),
-                (_mixture(row) for row in arms if row["people"] and row["judged"]),
+                (
+                    _mixture(row, arms.get(replace(name, weighted=True)))
+                    for name, row in arms.items()
+                    if row in shown and row["people"] and row["judged"]
+                ),
                 texts=2,
             ),
         ]
     )
 
 
-def _table(header: tuple[str, ...], rows: Any, *, texts: int = 1) -> list[str]:  # noqa: ANN401 - an iterable
-    marks = ["---"] * texts + ["---:"] * (len(header) - texts)
+def _arm(row: Row) -> Arm:
+    return Arm(**{one.name: row[one.name] for one in fields(Arm)})
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, texts: int = 1) -> list[str]:
+    marks = ("---",) * texts + ("--:",) * (len(header) - texts)
     return [f"| {' | '.join(cells)} |" for cells in (header, marks, *rows)]
 
 
-def _judge(row: Row) -> tuple[str, ...]:
-    return judges.title(row["judge"]), _with_interval(row, _share)
-
-
-def _one_source(row: Row) -> tuple[str, ...]:
+def _one_judge(row: Row, right: Row) -> tuple[str, ...]:
     worth = _with_interval(row["worth"], "{:.0f}".format)
-    return judges.title(row["judge"]), *_quality(row), _above(row, "control"), worth
+    title = judges.title(row["judge"])
+    return title, _with_interval(right, _share), *_quality(row), _above(row, "control"), worth
 
 
-def _mixture(row: Row) -> tuple[str, ...]:
-    weight = " with weight 2a − 1" if row["weighted"] else ""
-    by = f"{row['judged']} by: {judges.title(row['judge'])}{weight}"
-    above = (_above(row, name) for name in ("nothing_added", "random", "control", "unweighted"))
-    return str(row["people"]), by, _with_interval(row, _share), *above
+def _mixture(row: Row, weighted: Row | None) -> tuple[str, ...]:
+    return (
+        *(str(row["people"]), f"{row['judged']} by: {judges.title(row['judge'])}"),
+        _with_interval(row, _share),
+        *(_above(row, name) for name in ("nothing_added", "random", "control")),
+        _above(weighted, "nothing_added") if weighted else "",
+    )
 
 
 def _quality(row: Row) -> tuple[str, ...]:

@@ -2,18 +2,18 @@
 
 A reward model is a linear head on frozen features of the untuned model.
 
-Shapes: L learnt, H held out, F features.
+Shapes: L learnt, H held out, F features, A arms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from examples.helpful_harmless import judge
-from examples.helpful_harmless.ai_feedback import judges, questions
+from examples.helpful_harmless.ai_feedback import heads, judges, questions
 from examples.helpful_harmless.ai_feedback.arms import Arm
 from examples.helpful_harmless.ai_feedback.judges import Evidence, Labels
 from examples.helpful_harmless.ai_feedback.questions import Asked, Split
@@ -55,7 +55,7 @@ def divided(asked: Asked, plan: Plan, rng: np.random.Generator) -> Split:
     return questions.split(asked.question_P, learnt=plan.learnt, judges=plan.judges, rng=rng)
 
 
-def run(evidence: Evidence, arms: Iterable[Arm], plan: Plan, *, repetition: int) -> Trial:
+def run(evidence: Evidence, arms: Sequence[Arm], plan: Plan, *, repetition: int) -> Trial:
     """Return the outcome of a repetition; the same number draws the same split and labels.
 
     Raises:
@@ -64,29 +64,29 @@ def run(evidence: Evidence, arms: Iterable[Arm], plan: Plan, *, repetition: int)
     rng = np.random.default_rng([plan.seed, repetition])
     split = divided(evidence.asked, plan, rng)
     labels = judges.labels(evidence, split, rng=rng)
-    better_HF, worse_HF = (side[split.heldout_H] for side in (evidence.better_PF, evidence.worse_PF))
-    margins = {}
-    for arm in arms:
-        head = fitted(evidence, split, labels, arm, penalty=plan.penalty)
-        margins[arm] = head.scores(better_HF) - head.scores(worse_HF)
+    heldout_HF = evidence.better_PF[split.heldout_H] - evidence.worse_PF[split.heldout_H]
+    margins: dict[Arm, Array] = {}
+    for total in sorted({arm.total for arm in arms}):
+        alike = [arm for arm in arms if arm.total == total]
+        margins_HA = heldout_HF @ fitted(evidence, split, labels, alike, penalty=plan.penalty)
+        margins.update(zip(alike, margins_HA.T, strict=True))
     return Trial(split, labels, margins)
 
 
 def fitted(
-    evidence: Evidence, split: Split, labels: Mapping[str, Labels], arm: Arm, *, penalty: float
-) -> judge.Judge:
-    """Return the reward model of an arm: people label the first pairs, and the judge the following ones."""
-    right = np.ones(arm.total, np.bool_)
-    weights = np.ones(arm.total)
-    if arm.judged:
-        right[arm.people :] = labels[arm.judge][arm.people : arm.total]
-    if arm.weighted:
-        weights[arm.people :] = 2 * judges.KNOWN[arm.judge] - 1
-    places = split.learnt_L[: arm.total]
-    better, worse = evidence.better_PF[places], evidence.worse_PF[places]
-    return judge.fit(
-        np.where(right[:, None], better, worse),
-        np.where(right[:, None], worse, better),
-        penalty=penalty,
-        weights_P=weights,
-    )
+    evidence: Evidence, split: Split, labels: Mapping[str, Labels], arms: Sequence[Arm], *, penalty: float
+) -> Array:
+    """Return the weights [F, A] of the reward model of each arm; all arms have as many labels in total.
+
+    People label the first pairs, and the judge the following ones.
+    """
+    total = arms[0].total
+    right_LA, weights_LA = np.ones((total, len(arms)), np.bool_), np.ones((total, len(arms)))
+    for column, arm in enumerate(arms):
+        if arm.judged:
+            right_LA[arm.people :, column] = labels[arm.judge][arm.people : total]
+        if arm.weighted:
+            weights_LA[arm.people :, column] = 2 * judges.KNOWN[arm.judge] - 1
+    places = split.learnt_L[:total]
+    better_LF, worse_LF = evidence.better_PF[places], evidence.worse_PF[places]
+    return heads.fit(better_LF, worse_LF, right_LA, weights_LA, penalty=penalty)

@@ -39,6 +39,8 @@ def test_conversations_that_begin_or_end_alike_are_of_one_question(tmp_path: Pat
     assert found.question_P.tolist() == [0, 0, 1, 1, 2]
     assert [pair.chosen for pair in found.pairs] == ["no"] * 5
     assert str(found.pairs[2].prompt) == "user: tell me"
+    some = questions.among(found, [found.pairs[4], found.pairs[2], found.pairs[4]])
+    assert (some.pairs[1], some.question_P.tolist()) == (found.pairs[2], [1, 0, 1])
     with pytest.raises(ConfigError, match="hh_rlhf"):
         questions.load(tmp_path / "absent")
 

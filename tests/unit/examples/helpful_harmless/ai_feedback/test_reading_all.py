@@ -56,10 +56,11 @@ def test_command_reads_once_and_prints_the_tables(tmp_path: Path, capsys: pytest
     figures = json.loads((folder / "ai_feedback.json").read_text())
     right = {row["judge"]: row["value"] for row in figures["judges"]}
     assert f"| bag of words, trained on other pairs | {right['words']:.1%} " in printed
-    first = command.read(load(config), questions.load(data), folder, ask=True)
+    settings, asked = load(config), questions.load(data)
+    first = command.evidence_of(settings, asked, command.read(settings, asked, folder), folder, ask=True)
     # All is kept: without the model the result is the same.
     shutil.rmtree(model)
-    again = command.read(load(config), questions.load(data), folder, ask=True)
+    again = command.evidence_of(settings, asked, command.read(settings, asked, folder), folder, ask=True)
     assert again.better_PF.tolist() == first.better_PF.tolist()
     assert {name: values.tolist() for name, values in again.margins.items()} == {
         name: values.tolist() for name, values in first.margins.items()
