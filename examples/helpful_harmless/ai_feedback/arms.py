@@ -37,7 +37,7 @@ class Arm:
 def arms(learnt: int, real: Sequence[str]) -> list[Arm]:
     """Return all arms with at most `learnt` labels, by people, judges of known accuracy and the `real` ones.
 
-    People alone come first, fewest labels first.
+    Labels by people only come first, fewest labels first.
     """
     sizes = [learnt // divisor for divisor in SIZES]
     return [*(Arm(size) for size in sizes), *_judged(sizes, real), *_mixtures(learnt, real)]

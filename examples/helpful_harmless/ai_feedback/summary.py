@@ -111,7 +111,7 @@ def _of_arm(tally: Tally, arm: Arm, accuracies: dict[Arm, Array]) -> dict[str, A
 
 
 def _worth(own_R: Array, people: Sequence[tuple[int, Array]]) -> Array:
-    """Return [R]: how many labels by people alone are as good, linear between those measured."""
+    """Return [R]: how many labels by people only are as good, linear between those measured."""
     sizes = [0, *(size for size, _ in people)]
     curves = np.maximum.accumulate([np.full_like(own_R, 0.5), *(values for _, values in people)], axis=0)
     return np.array([np.interp(one, curve, sizes) for one, curve in zip(own_R, curves.T, strict=True)])

@@ -21,7 +21,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
     right = {row["judge"]: row for row in figures["judges"]}
     shown = [row for name, row in arms.items() if name.judge in ("", *judges.TITLES) and not name.weighted]
     learnt = max(row["people"] for row in shown)
-    alone = [row for row in shown if not row["people"] and row["judged"] == learnt]
+    single = [row for row in shown if not row["people"] and row["judged"] == learnt]
     return "\n".join(
         [
             f"{figures['repetitions']} repetitions; {figures['pairs']} pairs of {figures['questions']} "
@@ -38,7 +38,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
                     *("confidence", "calibration error", "above as many errors at random"),
                     "worth labels by people",
                 ),
-                (_one_judge(row, right[row["judge"]]) for row in alone),
+                (_one_judge(row, right[row["judge"]]) for row in single),
             ),
             "",
             *_table(

@@ -45,7 +45,7 @@ def test_judges_are_right_as_often_as_is_known() -> None:
     for labels in found:
         for name in evidence.real:
             assert labels[judges.control(name)].sum() == labels[name].sum()
-    # Words tell these answers apart, lengths do not, and a judge that ties draws.
+    # Words separate these answers, lengths do not, and a judge that ties draws.
     assert np.mean([labels["words"] for labels in found]) == 1.0
     assert {np.mean([labels[name] for labels in found]).round(1) for name in ("shorter", "prompted")} == {0.5}
     one = _trial(evidence, [])

@@ -27,8 +27,8 @@ def test_conversations_that_begin_or_end_alike_are_of_one_question(tmp_path: Pat
     rows = [
         _row("How do I?"),
         _row("how  do I?", "you cannot", "why not"),
-        _row("Another thing", long, "tell me"),
-        _row("Something else", long, "tell me"),
+        _row("Another thing", long, "say more"),
+        _row("Something else", long, "say more"),
         _row("A third"),
     ]
     file = tmp_path / "hh_rlhf" / "harmless.jsonl.gz"
@@ -38,7 +38,7 @@ def test_conversations_that_begin_or_end_alike_are_of_one_question(tmp_path: Pat
     found = questions.load(tmp_path)
     assert found.question_P.tolist() == [0, 0, 1, 1, 2]
     assert [pair.chosen for pair in found.pairs] == ["no"] * 5
-    assert str(found.pairs[2].prompt) == "user: tell me"
+    assert str(found.pairs[2].prompt) == "user: say more"
     some = questions.among(found, [found.pairs[4], found.pairs[2], found.pairs[4]])
     assert (some.pairs[1], some.question_P.tolist()) == (found.pairs[2], [1, 0, 1])
     with pytest.raises(ConfigError, match="hh_rlhf"):
