@@ -40,7 +40,8 @@ COMMON = {
     "ppo": "device dtype threads max_micro_batch_tokens gradient_checkpointing updates batch_size "
     "num_samples dynamic_sampling mini_batch_size epochs max_staleness estimator loss learning_rate "
     "critic_learning_rate learning_rate_schedule schedule_updates warmup_updates critic_init kl_coefficient "
-    "kl_control kl_coefficient_end kl_target missing_eos_penalty normalise_scores score_clip",
+    "kl_control kl_coefficient_end kl_target missing_eos_penalty normalise_scores score_clip ptx_coefficient "
+    "ptx_batch_size",
     "ppo.lora": "rank alpha",
     "guard": "action length_ratio_stop_above",
     "sampling": "temperature max_new_tokens stop_strings",

@@ -92,7 +92,8 @@ def _draw_prompts(path: Path, *, count: int, seed: int) -> list[str]:
     try:
         prompts = [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        got = f"{path}, which cannot be read: {error}"
+        reason = error.strerror if isinstance(error, OSError) else error
+        got = f"{path}, which cannot be read: {reason}"
         raise ConfigError("--prompts", got=got, allowed='a JSON Lines file with a key "prompt"') from error
     return random.Random(seed).sample(prompts, k=min(count, len(prompts)))
 
