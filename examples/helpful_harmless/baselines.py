@@ -52,14 +52,24 @@ def side_of(pairs: Sequence[Preference], name: Literal["chosen", "rejected"]) ->
     return [(pair.prompt, pair.chosen if name == "chosen" else pair.rejected) for pair in pairs]
 
 
+def untuned_model(config: RunConfig) -> str:
+    """Return the folder, file or hub id of the model that is tuned."""
+    return config.policy.path or config.model.path
+
+
+def read_sides(config: RunConfig, pairs: Sequence[Preference], file: Path) -> dict[str, Readings]:
+    """Return what the untuned model makes of both answers of pairs, `better` and `worse`, which a file keeps.
+
+    Raises:
+        ModelLoadError: if the model cannot be loaded.
+    """
+    groups = {"better": side_of(pairs, "chosen"), "worse": side_of(pairs, "rejected")}
+    return kept_readings(file, untuned_model(config), groups, config.reward)
+
+
 def read_pairs(config: RunConfig, pairs: Pairs) -> dict[str, Readings]:
     """Return what the untuned model makes of the unseen pairs: `better` and `worse`."""
-    groups = {
-        "better": side_of(pairs.unseen, "chosen"),
-        "worse": side_of(pairs.unseen, "rejected"),
-    }
-    path = config.policy.path or config.model.path
-    return kept_readings(config.folder.root / "readings_untuned.npz", path, groups, config.reward)
+    return read_sides(config, pairs.unseen, config.folder.root / "readings_untuned.npz")
 
 
 def margins(pairs: Pairs, readings: Mapping[str, Readings], *, seed: int) -> dict[str, list[float]]:

@@ -21,7 +21,7 @@ from examples.helpful_harmless.asking import (
     sources,
     untuned_answers,
 )
-from examples.helpful_harmless.baselines import margins, read_pairs, side_of
+from examples.helpful_harmless.baselines import margins, read_pairs, side_of, untuned_model
 from examples.helpful_harmless.instructions import shared_words
 from examples.helpful_harmless.reading import Answer, Readings, read_groups
 from examples.variety import distinct_2
@@ -40,7 +40,7 @@ def measure(config: RunConfig, data: Path) -> dict[str, Any]:
         FairleadError: a model or data is missing, or a service fails.
     """
     found = sources(config, data)
-    untuned, tuned = config.policy.path or config.model.path, str(config.folder.policy_model)
+    untuned, tuned = untuned_model(config), str(config.folder.policy_model)
     before, after, scores = asyncio.run(_asked(config, found, (untuned, tuned)))
     texts: dict[str, list[Answer]] = {
         "instructions": [(chat(one.prompt), one.answer) for one in found.instructions],
@@ -90,7 +90,7 @@ def ask_untuned(config: RunConfig, data: Path) -> None:
     Raises:
         FairleadError: data is missing, or the service fails.
     """
-    untuned = config.policy.path or config.model.path
+    untuned = untuned_model(config)
     asyncio.run(untuned_answers(config, untuned, sources(config, data)))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlead.config.base import ComputeSection
 from fairlead.data.chat import Prompt
@@ -25,7 +26,15 @@ from fairlead.data.encoding import encode_answer
 from fairlead.nn.loading import load_causal_lm, load_tokenizer, set_threads, torch_dtype
 from fairlead.nn.logprobs import hidden_logprobs
 from fairlead.nn.unembedding import output_layer
-from trainer.sequences import TokenSequence, autocast, overhead_tokens, pack, pad, predictor_hidden
+from trainer.sequences import (
+    PaddedSequences,
+    TokenSequence,
+    autocast,
+    overhead_tokens,
+    pack,
+    pad,
+    predictor_hidden,
+)
 
 Answer = tuple[Prompt, str]
 """A prompt and an answer to it."""
@@ -77,13 +86,18 @@ def kept_readings(
         ModelLoadError: if the model cannot be loaded.
     """
     texts = {name: [(str(prompt), text) for prompt, text in members] for name, members in groups.items()}
-    digest = blake2b(json.dumps([path, section.dtype, texts]).encode()).hexdigest()
+    digest = digest_of(path, section, texts)
     found = load_readings(file, digest)
     if found is None:
         logger.info("reading %d answers with the untuned model", sum(map(len, groups.values())))
         found = read_groups(path, groups, section)
         save_readings(file, digest, found)
     return found
+
+
+def digest_of(path: str, section: ComputeSection, texts: object) -> str:
+    """Return a digest of a model, its dtype and the texts that it reads, by which results are kept."""
+    return blake2b(json.dumps([path, section.dtype, texts]).encode()).hexdigest()
 
 
 def save_readings(file: Path, digest: str, groups: Mapping[str, Readings]) -> None:
@@ -109,6 +123,42 @@ def load_readings(file: Path, digest: str) -> dict[str, Readings] | None:
         return {name: Readings(*(arrays[f"{name}.{one.name}"] for one in fields(Readings))) for name in names}
 
 
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A language model that reads token sequences."""
+
+    tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
+    model: PreTrainedModel
+    """The model in float32."""
+    dtype: torch.dtype
+    """What it computes in."""
+
+    @classmethod
+    def load(cls, path: str, section: ComputeSection) -> Reader:
+        """Load a model with the device, dtype and threads of a section.
+
+        Raises:
+            ModelLoadError: if the model cannot be loaded.
+        """
+        set_threads(section)
+        model = load_causal_lm(path, section.model_copy(update={"dtype": "float32"}))
+        return cls(load_tokenizer(path), model, torch_dtype(section))
+
+    def hidden_states(
+        self, sequences: Sequence[TokenSequence]
+    ) -> Iterator[tuple[list[int], PaddedSequences, Tensor]]:
+        """Read sequences in batches; yield the indices of each, the batch, and its `predictor_hidden`."""
+        body, device = self.model.base_model, self.model.device
+        assert isinstance(body, PreTrainedModel)
+        lengths = [len(sequence.token_ids) for sequence in sequences]
+        for indices in pack(lengths, max_tokens=_BATCH_TOKENS, overhead=overhead_tokens(device)):
+            batch = pad([sequences[index] for index in indices], device)
+            with autocast(device, self.dtype):
+                hidden_NH = predictor_hidden(body, batch)
+            yield indices, batch, hidden_NH
+
+
 @torch.no_grad()
 def read(path: str, answers: Sequence[Answer], section: ComputeSection) -> Readings:
     """Read answers to prompts.
@@ -121,22 +171,13 @@ def read(path: str, answers: Sequence[Answer], section: ComputeSection) -> Readi
     Raises:
         ModelLoadError: if the model cannot be loaded.
     """
-    set_threads(section)
-    tokenizer = load_tokenizer(path)
-    dtype = torch_dtype(section)
-    model = load_causal_lm(path, section.model_copy(update={"dtype": "float32"}))
-    body = model.base_model
-    assert isinstance(body, PreTrainedModel)
-    sequences = [fitting(*encode_answer(tokenizer, prompt, answer)) for prompt, answer in answers]
+    reader = Reader.load(path, section)
+    sequences = [fitting(*encode_answer(reader.tokenizer, prompt, answer)) for prompt, answer in answers]
     logprobs_N = np.zeros(len(sequences))
     features: list[NDArray[np.float64]] = [np.zeros(0)] * len(sequences)
-    lengths = [len(sequence.token_ids) for sequence in sequences]
-    overhead = overhead_tokens(model.device)
-    for indices in pack(lengths, max_tokens=_BATCH_TOKENS, overhead=overhead):
-        batch = pad([sequences[index] for index in indices], model.device)
-        with autocast(model.device, dtype):
-            hidden_NH = predictor_hidden(body, batch)
-            found_N = hidden_logprobs(hidden_NH, output_layer(model), batch.targets_N, temperature=1.0)
+    for indices, batch, hidden_NH in reader.hidden_states(sequences):
+        with autocast(reader.model.device, reader.dtype):
+            found_N = hidden_logprobs(hidden_NH, output_layer(reader.model), batch.targets_N, temperature=1.0)
         sizes = [sequences[index].response_length for index in indices]
         parts = zip(indices, torch.split(found_N, sizes), torch.split(hidden_NH.float(), sizes), strict=True)
         for index, of_answer_T, hidden_TH in parts:

@@ -11,7 +11,6 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,9 @@ from examples.helpful_harmless.ai_feedback import arms, judges, picture, prompte
 from examples.helpful_harmless.ai_feedback import trial as trials
 from examples.helpful_harmless.ai_feedback.judges import Evidence
 from examples.helpful_harmless.ai_feedback.questions import Asked
-from examples.helpful_harmless.baselines import CONFIG, load_pairs, read_pairs, side_of
+from examples.helpful_harmless.baselines import CONFIG, load_pairs, read_pairs, read_sides, untuned_model
 from examples.helpful_harmless.judge import Array
-from examples.helpful_harmless.reading import Readings, kept_readings
+from examples.helpful_harmless.reading import Readings, digest_of
 from fairlead import log
 from fairlead.config import RunConfig, load, parse_overrides
 from trainer import durable
@@ -75,23 +74,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = trials.Plan(options.learnt, options.judges, seed=config.seed, penalty=options.penalty)
     # Whether pairs are left to be held out is known before the model reads them, which takes minutes.
     trials.divided(asked, plan, np.random.default_rng(plan.seed))
-    readings = read(config, asked, options.folder) if pairs is None else read_pairs(config, pairs)
+    if pairs is None:
+        readings = read_sides(config, asked.pairs, options.folder / "readings_all.npz")
+    else:
+        readings = read_pairs(config, pairs)
     evidence = evidence_of(config, asked, readings, options.folder, ask=options.ask)
     figures = learn(evidence, plan, repetitions=options.repetitions)
     durable.write_json(options.folder / "ai_feedback.json", figures)
     sys.stdout.write(f"{tables.markdown(figures)}\n")
     if options.picture is not None:
         picture.draw(figures, options.picture)
-
-
-def read(config: RunConfig, asked: Asked, folder: Path) -> dict[str, Readings]:
-    """Return what the untuned model makes of both answers of the pairs; what the folder has is kept.
-
-    Raises:
-        ModelLoadError: if the model cannot be loaded.
-    """
-    groups = {"better": side_of(asked.pairs, "chosen"), "worse": side_of(asked.pairs, "rejected")}
-    return kept_readings(folder / "readings_all.npz", _model(config), groups, config.reward)
 
 
 def evidence_of(
@@ -139,20 +131,17 @@ def learn(evidence: Evidence, plan: trials.Plan, *, repetitions: int) -> dict[st
     return summary.figures(tally, seed=plan.seed)
 
 
-def _model(config: RunConfig) -> str:
-    return config.policy.path or config.model.path
-
-
 def _asked(config: RunConfig, asked: Asked, file: Path) -> Array:
     """Return the result of `prompted.log_odds`, from a file if it has that of the same model and question."""
     texts = [str(prompted.message(pair.prompt, pair.chosen, pair.rejected)) for pair in asked.pairs]
-    digest = blake2b(json.dumps([_model(config), config.reward.dtype, texts]).encode()).hexdigest()
+    path = untuned_model(config)
+    digest = digest_of(path, config.reward, texts)
     if file.is_file():
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["digest"] == digest:
             return np.array(kept["log_odds"])
     logger.info("asking the untuned model about %d pairs in both orders", len(asked.pairs))
-    found = prompted.log_odds(_model(config), asked.pairs, config.reward)
+    found = prompted.log_odds(path, asked.pairs, config.reward)
     durable.write_json(file, {"digest": digest, "log_odds": found.tolist()})
     return found
 

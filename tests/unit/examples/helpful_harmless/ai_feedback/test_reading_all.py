@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from examples.helpful_harmless.ai_feedback import __main__ as command
 from examples.helpful_harmless.ai_feedback import questions
+from examples.helpful_harmless.baselines import read_sides
 from fairlead.config import load
 from tests.tiny import tiny_causal_lm
 
@@ -57,10 +58,14 @@ def test_command_reads_once_and_prints_the_tables(tmp_path: Path, capsys: pytest
     right = {row["judge"]: row["value"] for row in figures["judges"]}
     assert f"| bag of words, trained on other pairs | {right['words']:.1%} " in printed
     settings, asked = load(config), questions.load(data)
-    first = command.evidence_of(settings, asked, command.read(settings, asked, folder), folder, ask=True)
+    first = command.evidence_of(
+        settings, asked, read_sides(settings, asked.pairs, folder / "readings_all.npz"), folder, ask=True
+    )
     # All is kept: without the model the result is the same.
     shutil.rmtree(model)
-    again = command.evidence_of(settings, asked, command.read(settings, asked, folder), folder, ask=True)
+    again = command.evidence_of(
+        settings, asked, read_sides(settings, asked.pairs, folder / "readings_all.npz"), folder, ask=True
+    )
     assert again.better_PF.tolist() == first.better_PF.tolist()
     assert {name: values.tolist() for name, values in again.margins.items()} == {
         name: values.tolist() for name, values in first.margins.items()
