@@ -29,6 +29,7 @@ from services.reward.scoring import ScoreCall, Scoring
 from services.runtime.access.control import caller
 from services.runtime.edge import deadline
 from services.runtime.error_reply import rpc_error_reply
+from services.runtime.rpc_call import current_call
 from services.runtime.streams import Bounds, process_bounded
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -94,7 +95,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
             try:
                 response = await self._infer(request, until, waits=True)
             except Exception as error:  # noqa: BLE001 - the edge of one request; the stream continues
-                what = rpc_error_reply(error, method=_STREAM, peer=context.peer())
+                what = rpc_error_reply(error, method=_STREAM, peer=current_call().peer)
                 response = pb.ModelInferResponse(
                     model_name=request.model_name[:MAX_NAME_CHARACTERS], id=request.id[:MAX_NAME_CHARACTERS]
                 )

@@ -17,6 +17,7 @@ from services.runtime.edge import deadline, start_notice
 from services.runtime.error_reply import rpc_error_reply
 from services.runtime.large import in_thread_if_large
 from services.runtime.limits import check_count
+from services.runtime.rpc_call import current_call
 from services.runtime.streams import Bounds, process_bounded
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["RewardService"].full_name
@@ -58,7 +59,7 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
             try:
                 response = await self._score(asked.request, until, waits=True)
             except Exception as error:  # noqa: BLE001 - the edge of one request; the stream continues
-                what = rpc_error_reply(error, method=_STREAM, peer=context.peer())
+                what = rpc_error_reply(error, method=_STREAM, peer=current_call().peer)
                 refusal = pb.ScoreStreamError(
                     code=what.code.value[0],
                     message=what.message,

@@ -127,6 +127,8 @@ class RpcCall:
         self._access_log = access_log
         self._access: AccessControl | None = None
         self._code: grpc.StatusCode | None = None
+        self.peer = context.peer()
+        """Address of the caller. Kept, because asking gRPC's context after the RPC ended is a crash."""
         # If a key is repeated, its first value counts: proxies append theirs.
         sent: dict[str, object] = dict(reversed(tuple(context.invocation_metadata() or ())))
         self._bearer = _text(sent.get("authorization"))
@@ -219,7 +221,7 @@ class RpcCall:
             code = _cancelled(self._context)
             raise
         except Exception as error:  # noqa: BLE001 - the edge of one request; the others continue
-            reply = rpc_error_reply(error, method=method, peer=self._context.peer())
+            reply = rpc_error_reply(error, method=method, peer=self.peer)
             code = reply.code
             return reply
         finally:
@@ -230,7 +232,7 @@ class RpcCall:
         """End the RPC with the status of an error. Does not return."""
         if isinstance(error, aio.AbortError):
             raise error
-        reply = rpc_error_reply(error, method=self._method, peer=self._context.peer())
+        reply = rpc_error_reply(error, method=self._method, peer=self.peer)
         self._code = reply.code
         trailers: tuple[tuple[str, str], ...] = ((REQUEST_ID, self._caller.request_id),)
         if reply.retry_after_seconds is not None:
