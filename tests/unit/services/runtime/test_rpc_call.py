@@ -48,10 +48,10 @@ class _Outliving(pb_grpc.RewardServiceServicer):
             self.is_cancelled = True
         raise AssertionError
 
-    async def ScoreStream(self, request_iterator: object, context: object) -> None:  # type: ignore[override]  # noqa: N802
+    async def ScoreStream(self, request_iterator: object, context: object) -> None:  # type: ignore[override]
         raise NotImplementedError
 
-    async def GetRewardInfo(self, request: object, context: object) -> pb.GetRewardInfoResponse:  # noqa: N802
+    async def GetRewardInfo(self, request: object, context: object) -> pb.GetRewardInfoResponse:
         raise NotImplementedError
 
 
