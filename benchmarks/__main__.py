@@ -51,6 +51,7 @@ LONG = {
     "traces": "benchmarks.traces",
     "determinism": "benchmarks.determinism",
     "methods": "benchmarks.methods",
+    "vllm": "benchmarks.vllm_learning",
     "pareto": "benchmarks.pareto",
     "overoptimization": "benchmarks.overoptimization",
     "lost_tasks": "benchmarks.lost_tasks",

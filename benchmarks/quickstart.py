@@ -31,8 +31,12 @@ _POLL_SECONDS = 0.05
 _DRAIN_SECONDS = 15.0
 
 
-def ensure(source: Path) -> Path:
+def ensure(source: Path, changes: Mapping[str, object] | None = None) -> Path:
     """Return the folder of a quickstart with its models; run one round of it if the folder is empty.
+
+    Args:
+        source: the folder.
+        changes: settings of the quickstart, if it is run.
 
     Raises:
         ConfigError: if the folder has other content, or an unfinished quickstart.
@@ -40,8 +44,9 @@ def ensure(source: Path) -> Path:
     """
     if not source.exists():
         print(f"playing the quickstart into {source} first: some minutes", file=sys.stderr, flush=True)
-        places = ("--set", f"runs={source.parent.absolute()}", "--set", f"name={source.name}")
-        command = [sys.executable, "-m", "examples.parcel_help", "--rounds", "1", *places]
+        overrides = {"runs": str(source.parent.absolute()), "name": source.name}
+        overrides |= {key: str(value) for key, value in (changes or {}).items()}
+        command = [sys.executable, "-m", "examples.parcel_help", "--rounds", "1", *flags(overrides)]
         code = subprocess.run(command, check=False, stdout=sys.stderr).returncode
         if code:
             raise ProcessFailed(f"the quickstart ended with exit code {code}; run the same command to resume")
