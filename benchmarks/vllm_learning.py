@@ -38,7 +38,7 @@ MODEL = {"model.scratch.num_heads": 2}
 """vLLM's build for CPUs needs attention heads of 32 at least, so two in place of four."""
 SAMPLES = 4
 """Answers per question for measuring the gold reward."""
-_QUICK: Mapping[str, object] = {"ppo.updates": 2, "ppo.batch_size": 64, "evaluation.final_samples": 1}
+_QUICK: Mapping[str, object] = {"ppo.updates": 2, "ppo.batch_size": 16, "ppo.mini_batch_size": 8}
 
 
 @dataclass(frozen=True, slots=True)
