@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks import seed_points
-from benchmarks.methods import show
 from benchmarks.overoptimization import learning_runs, proxies
 from benchmarks.overoptimization.proxies import GridRun
 from benchmarks.parcel_task import learning, store
@@ -24,7 +23,7 @@ from benchmarks.parcel_task.lab import POLICY, Lab, opened
 from benchmarks.parcel_task.learning import Curve
 from benchmarks.parcel_task.over_seeds import shown
 from benchmarks.parcel_task.store import Store, measure_all
-from benchmarks.parcel_task.tables import table
+from benchmarks.parcel_task.tables import show, table
 from benchmarks.result import Result, Settings
 from benchmarks.seed_points import Series
 from fairlead.errors import ProcessFailed

@@ -18,7 +18,6 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from benchmarks.methods import show
 from benchmarks.overoptimization import learning_runs, proxies
 from benchmarks.overoptimization.proxies import SINGLE, Curves
 from benchmarks.parcel_task import learning, reward_models, store
@@ -27,7 +26,7 @@ from benchmarks.parcel_task.lab import Lab, opened
 from benchmarks.parcel_task.learning import Curve
 from benchmarks.parcel_task.over_seeds import interval, shown
 from benchmarks.parcel_task.store import Store, measure_all
-from benchmarks.parcel_task.tables import table
+from benchmarks.parcel_task.tables import show, table
 from benchmarks.result import Result, Settings
 from examples import plots
 from examples.parcel_help import gold

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import quickstart, seed_points
-from benchmarks.methods import measured, show
+from benchmarks.methods import measured
 from benchmarks.methods.outcome import Outcome, Seeds
 from benchmarks.methods.recipes import Online
+from benchmarks.parcel_task.tables import show
 from benchmarks.result import OUT, Result, Settings
 from benchmarks.seed_points import Series
 from examples.parcel_help import methods as quickstart_methods

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks import quickstart
-from benchmarks.methods import show
 from benchmarks.parcel_task import store
 from benchmarks.parcel_task.over_seeds import shown
 from benchmarks.parcel_task.store import Store, measure_all
-from benchmarks.parcel_task.tables import table
+from benchmarks.parcel_task.tables import show, table
 from benchmarks.result import OUT, QUICKSTART, Result, Settings
 from examples.parcel_help.corpus import questions
 from fairlead.errors import ConfigError, ProcessFailed

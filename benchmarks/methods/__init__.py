@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from benchmarks.methods.recipes import Inputs, Recipe, recipes
 from benchmarks.parcel_task import store
 from benchmarks.parcel_task.evaluation import Evaluated, Evaluation
 from benchmarks.parcel_task.store import Store, measure_all
+from benchmarks.parcel_task.tables import show
 from benchmarks.parcel_task.task import Task, model_digest, task_of, without_places
 from benchmarks.result import OUT, Result, Settings
 from examples.parcel_help import measures
@@ -161,13 +161,6 @@ def measured(
         if not found:
             raise ProcessFailed("nothing has finished; see above")
         yield Found(found, outcome(start, start, inputs.task), out)
-
-
-def show(text: str, file: Path) -> None:
-    """Print a table and keep it."""
-    print(text)
-    file.write_text(text + "\n")
-    print(f"in {file}, with pictures beside it", file=sys.stderr)
 
 
 def inputs_of(source: Path, folder: Path, *, extra: Mapping[str, object], samples: int) -> Inputs:

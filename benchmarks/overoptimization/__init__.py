@@ -11,7 +11,6 @@ import itertools
 import statistics
 import time
 
-from benchmarks.methods import show
 from benchmarks.overoptimization import learning_runs, picture, report
 from benchmarks.overoptimization.learning_runs import LearningRun
 from benchmarks.overoptimization.proxies import Curves, GridRun, GuardRun, known
@@ -19,6 +18,7 @@ from benchmarks.parcel_task.answers import golds
 from benchmarks.parcel_task.lab import POLICY, Size, opened
 from benchmarks.parcel_task.learning import Curve
 from benchmarks.parcel_task.store import Store, measure_all
+from benchmarks.parcel_task.tables import show
 from benchmarks.result import Result, Settings
 from fairlead.errors import ProcessFailed
 

@@ -1,8 +1,10 @@
-"""Tables in Markdown."""
+"""Tables in Markdown, printed and kept."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
@@ -12,3 +14,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 
     rule = "---|" * texts + "--:|" * (len(header) - texts)
     lines = [f"| {' | '.join(header)} |", f"|{rule}"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def show(text: str, file: Path) -> None:
+    """Print a table and keep it."""
+    print(text)
+    file.write_text(text + "\n")
+    print(f"in {file}", file=sys.stderr)
