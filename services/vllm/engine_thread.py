@@ -18,6 +18,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from fairlead.errors import ConfigError, EngineFailed, ReplicaLost, Unavailable
+from services.vllm import memory
 from services.vllm.install import in_one_line
 from services.vllm.shutdown import shut_down
 
@@ -62,6 +63,7 @@ class EngineThread:
                 got=f"vllm, with {service}.path = {arguments.model!r}",
                 allowed=f"a model and options that vLLM takes: {in_one_line(error)}",
             ) from error
+        memory.check_free(settings, section=f"{service}.vllm")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()

@@ -21,6 +21,7 @@ from fairlead.types import ModelInfo, WeightVersion
 from services.policy.front import EngineFront, EngineLimits
 from services.policy.vllm import options
 from services.policy.vllm.version_files import ExpectedTensors, check_names
+from services.vllm import memory
 from services.vllm.install import in_one_line
 
 
@@ -70,6 +71,7 @@ class VllmEngine(EngineFront):
         except (ValueError, TypeError, NotImplementedError) as error:
             allowed = f"options that vLLM takes for this model: {in_one_line(error)}"
             raise ConfigError("policy.vllm", got=config.policy.vllm, allowed=allowed) from error
+        memory.check_free(settings, section="policy.vllm")
         steps = StepRecorder(policy_metrics)
         try:
             llm = AsyncLLM.from_vllm_config(settings, stat_loggers=[steps], disable_log_stats=True)
