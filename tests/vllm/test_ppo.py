@@ -45,16 +45,29 @@ def make(folder: Path, **settings: object) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("max_staleness", "ranks"), [(0, 2), (1, 1)])
-def test_processes_are_killed_and_nothing_is_lost(tmp_path: Path, max_staleness: int, ranks: int):
-    with started(make(tmp_path, **{"ppo.max_staleness": max_staleness, "ranks.per_node": ranks})) as run:
+GROUPS = {"ppo.num_samples": 4, "ppo.batch_size": 32, "ppo.estimator": "rloo"}
+"""Four answers per task, and no critic."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ppo.max_staleness": 0, "ranks.per_node": 2},
+        {"ppo.max_staleness": 1, "ranks.per_node": 1},
+        {"ppo.max_staleness": 1, "ranks.per_node": 1, **GROUPS},
+    ],
+    ids=["two ranks", "asynchronous", "groups"],
+)
+def test_processes_are_killed_and_nothing_is_lost(tmp_path: Path, settings: dict[str, object]):
+    ranks = settings["ranks.per_node"]
+    with started(make(tmp_path, **settings)) as run:
         run.until(lambda: run.step() >= 3, seconds=2_000)
         (policy,) = [pid for name, pid in run.pids().items() if name.startswith("policy")]
         workers = psutil.Process(policy).children(recursive=True)
         os.kill(policy, signal.SIGKILL)
         _, alive = psutil.wait_procs(workers, timeout=60)
         assert alive == []  # vLLM's processes end with the service
-        if ranks > 1:
+        if ranks == 2:
             found = lambda: ranks_of(run.pids().get("trainer"))  # noqa: E731
             run.until(lambda: run.step() >= 5 and 1 in found(), seconds=2_000)
             found()[1].kill()
