@@ -109,7 +109,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, which measure nothing")
     parser.add_argument("--run", type=Path, default=QUICKSTART, help="folder of a finished quickstart")
     parser.add_argument(
-        "--minutes", type=float, help="time limit of methods, pareto, traces, trl and trl_smollm2"
+        "--minutes", type=float, help="time limit of benchmarks that have one, such as methods, vllm and trl"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"instead of {OUT}/NAMES.json")
     options = parser.parse_args(argv)
