@@ -36,7 +36,7 @@ SOURCE = OUT / "quickstart-two-heads"
 MODEL = {"model.scratch.num_heads": 2}
 """vLLM's build for CPUs needs attention heads of 32 at least, so two in place of four."""
 _MEMORY = {"policy.vllm.gpu_memory_utilization": 0.2, "policy.vllm.kv_cache_memory_bytes": 256 << 20}
-"""On CPUs vLLM starts only where most of the machine's memory is free, unless it is told to take less."""
+"""By default vLLM starts on CPUs only where most of the memory is free."""
 SAMPLES = 4
 """Answers per question for measuring the gold reward."""
 _QUICK: Mapping[str, object] = {"ppo.updates": 2, "ppo.batch_size": 16, "ppo.mini_batch_size": 8}

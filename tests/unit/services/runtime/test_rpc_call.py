@@ -21,7 +21,7 @@ from tests.waiting import until
 
 
 class _Outliving(pb_grpc.RewardServiceServicer):
-    """Starts a part of each RPC that fails when it is told to, even after the RPC."""
+    """Starts a part of each RPC that fails on request, even after the RPC."""
 
     def __init__(self) -> None:
         self.may_fail = asyncio.Event()
