@@ -14,20 +14,23 @@ INVALID = 2
 Arguments = ParamSpec("Arguments")
 
 
-def failed(error: FairleadError, *, code: int = INVALID) -> int:
+def failed(error: FairleadError | OSError, *, code: int = INVALID) -> int:
     """Write `error: …` to standard error and return the exit code."""
-    sys.stderr.write(f"error: {error}\n")
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+    sys.stderr.write(f"error: {text}\n")
     return code
 
 
 def with_exit_code(main: Callable[Arguments, None]) -> Callable[Arguments, int]:
-    """Return a command that ends with 0, or after an error of Fairlead with a line and 2."""
+    """Return a command that ends with 0, or after an error of Fairlead or of a file with a line and 2."""
 
     @functools.wraps(main)
     def command(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
         try:
             main(*args, **kwargs)
-        except FairleadError as error:
+        except BrokenPipeError:
+            raise  # the reader of standard output closed it, which is not an error
+        except (FairleadError, OSError) as error:
             return failed(error)
         return 0
 

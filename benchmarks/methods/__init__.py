@@ -198,8 +198,10 @@ def _evaluation(task: Task) -> Evaluation:
 def _reward_model(source: Path) -> str:
     """Return what the reward model cost, which the CPU time of no method contains."""
     file = source / "stages.json"
-    kept = json.loads(file.read_text()) if file.exists() else {}
-    cpu_seconds = kept.get("cpu_seconds", {})
+    try:
+        cpu_seconds = json.loads(file.read_text(encoding="utf-8"))["cpu_seconds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        cpu_seconds = {}
     spent = cpu_seconds.get("reward_model-0", cpu_seconds.get("reward_model"))
     cost = "an unknown number of" if spent is None else f"{spent:.0f}"
     return f"The reward model, which DPO and KTO do not need, took {cost} CPU seconds."

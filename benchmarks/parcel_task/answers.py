@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.generation import decode
+from benchmarks.parcel_task.store import readable
 from examples.parcel_help import gold
 from fairlead.config.base import ComputeSection
 from fairlead.data.control import policy_stop_ids
@@ -82,6 +83,9 @@ def kept(file: Path, policy: Path, prompts: Sequence[str], *, samples: int, limi
         samples: answers per prompt.
         limit: most tokens of an answer.
         seed: of the draws.
+
+    Raises:
+        ConfigError: the file is damaged.
     """
     if not file.exists():
         tokenizer = load_tokenizer(str(policy))
@@ -101,8 +105,14 @@ def kept(file: Path, policy: Path, prompts: Sequence[str], *, samples: int, limi
                 for number, prompt in enumerate(prompts)
             ),
         )
-    rows = read_rows(file)
-    return {row["prompt"]: [Answer(text, stopped) for text, stopped in row["answers"]] for row in rows}
+    with readable(file):
+        rows = read_rows(file)
+        given: Answers = {
+            row["prompt"]: [Answer(text, stopped) for text, stopped in row["answers"]] for row in rows
+        }
+        if {prompt: len(own) for prompt, own in given.items()} != dict.fromkeys(prompts, samples):
+            raise ValueError(f"it does not have {samples} answers to each of {len(prompts)} prompts")
+        return given
 
 
 def golds(answers: Answers) -> dict[str, list[float]]:

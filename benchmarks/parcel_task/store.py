@@ -7,12 +7,13 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from benchmarks.quickstart import OutOfTime
-from fairlead.errors import FairleadError
+from fairlead.errors import ConfigError, FairleadError
 
 Outcome = TypeVar("Outcome")
 """A dataclass of numbers: what a run gave."""
@@ -45,6 +46,23 @@ def key(settings: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Report a kept file that cannot be read in the block.
+
+    Raises:
+        ConfigError: the block found the file to be damaged.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            "kept file",
+            got=f"{file}, which is damaged ({error})",
+            allowed="the file as the benchmark wrote it; if you remove it, the same command makes it again",
+        ) from error
+
+
 class Store(Generic[Outcome]):
     """Finished runs in a folder."""
 
@@ -59,9 +77,16 @@ class Store(Generic[Outcome]):
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, name: str, digest: str) -> Outcome | None:
-        """Return the run of a name with exactly these settings; None if it has not finished."""
+        """Return the run of a name with exactly these settings; None if it has not finished.
+
+        Raises:
+            ConfigError: its file is damaged.
+        """
         file = self._file(name, digest)
-        return self._read(json.loads(file.read_text())) if file.exists() else None
+        if not file.exists():
+            return None
+        with readable(file):
+            return self._read(json.loads(file.read_text(encoding="utf-8")))
 
     def put(self, name: str, digest: str, outcome: Outcome) -> None:
         """Keep a run."""
@@ -87,16 +112,18 @@ def measure_all(
         store: runs that have finished before, and from now on.
         measure: runs one; raises OutOfTime if it did not end.
         deadline: Unix time after which none is started.
+
+    Raises:
+        ConfigError: the file of a finished run is damaged; nothing has been measured.
     """
+    kept = {run: known for run in runs if (known := store.get(run.name, run.key())) is not None}
     finished: dict[Run, Outcome] = {}
     missing: dict[Run, str] = {}
     failed: set[Hashable] = set()
     measured, seconds = 0, 0.0
     for place, run in enumerate(runs):
-        digest = run.key()
-        known = store.get(run.name, digest)
-        if known is not None:
-            finished[run] = known
+        if run in kept:
+            finished[run] = kept[run]
         elif run.kind in failed:
             missing[run] = "not tried, because an earlier seed failed"
         elif time.time() > deadline:
@@ -105,7 +132,7 @@ def measure_all(
             try:
                 begun = time.time()
                 finished[run] = measure(run)
-                store.put(run.name, digest, finished[run])
+                store.put(run.name, run.key(), finished[run])
                 measured, seconds = measured + 1, seconds + time.time() - begun
                 left = (len(runs) - place - 1) * seconds / measured / 60
                 print(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.exit_codes import failed
-from examples.headline import picture, results, side_by_side, table
+from examples.headline import picture, results, side_by_side, sizes, table
 from examples.headline.seed import Plan, Seed
 from fairlead import log
 from fairlead.config import RunFolder, parse_overrides
@@ -92,11 +92,14 @@ def run(
         jobs: how many seeds run at a time.
 
     Raises:
-        FairleadError: a step failed; finished steps are kept.
+        FairleadError: a setting is invalid, or a step failed; finished steps are kept.
+        OSError: the folder cannot be written.
     """
+    known = planned(plan, seeds, out, num_larger=num_larger)
+    for one in known:
+        one.check()
     out.mkdir(parents=True, exist_ok=True)
     with RunLock(RunFolder(out)):
-        known = planned(plan, seeds, out, num_larger=num_larger)
         clock = Clock([name for one in known for name, _, _ in one.steps()], jobs=min(jobs, len(known)))
 
         def on_step(name: str, seconds: float | None) -> None:
@@ -193,18 +196,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             value = getattr(options, flag)
             if value is not None and value < 1:
                 raise ConfigError(f"--{flag}", got=value, allowed="1 or more")
+        changes = dict(parse_overrides(options.set))
+        if own := sorted(sizes.OWN & changes.keys()):
+            raise ConfigError(
+                "--set", got=own[0], allowed=f"other settings than {', '.join(sorted(sizes.OWN))}"
+            )
         plan = Plan(
             num_pages=options.pages,
             num_rounds=options.rounds,
             num_answers=options.answers,
-            changes=dict(parse_overrides(options.set)),
+            changes=changes,
         )
         log.setup(style="human", level="WARNING")
         figures = run(plan, options.seeds, options.out, num_larger=options.larger, jobs=options.jobs)
         print(f"\n{table.summary(figures)}\n{options.out / 'headline.md'}\n{options.out / 'headline.svg'}")
     except StageStopped as error:
         return failed(error, code=error.code)
-    except FairleadError as error:
+    except (FairleadError, OSError) as error:
         return failed(error)
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command continues\n")

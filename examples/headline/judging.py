@@ -113,11 +113,10 @@ def reward_scores(config: RunConfig, model: Path, every: Sequence[Answers], kept
     Raises:
         FairleadError: the service fails.
     """
-    if kept.exists():
-        known = {(row["prompt"], row["text"]): float(row["score"]) for row in read_rows(kept)}
-        if all(text in known for text in _texts(every)):
-            return known
     texts = _texts(every)
+    known = kept_scores(kept)
+    if all(text in known for text in texts):
+        return known
 
     async def work() -> list[float]:
         async with serving(config, {"reward": model}) as addresses:
@@ -126,6 +125,14 @@ def reward_scores(config: RunConfig, model: Path, every: Sequence[Answers], kept
     found = dict(zip(texts, asyncio.run(work()), strict=True))
     write_rows(kept, ({"prompt": one, "text": text, "score": value} for (one, text), value in found.items()))
     return found
+
+
+def kept_scores(file: Path) -> Scores:
+    """Return the scores in a file; none if it is missing or damaged."""
+    try:
+        return {(row["prompt"], row["text"]): float(row["score"]) for row in read_rows(file)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def compare(judge: Judge, a: Answers, b: Answers, *, seed: int) -> WinRate:

@@ -15,6 +15,7 @@ from examples.headline.seed import Seed
 from examples.parcel_help import gold
 from examples.parcel_help.corpus import questions
 from fairlead.config import RunFolder
+from fairlead.errors import ConfigError
 
 _ASKED = {question.text: question for question in questions()}
 
@@ -128,13 +129,20 @@ def _trained(one: Seed, model: Model) -> dict[str, Any]:
     size = next(size for size in one.plan.sizes if size.name == name)
     trained = one.fine_tuned(size) if stage in ("fine-tuned", "tuned") else one.pretrained(size)
     result = _result(trained.folder)
-    found: dict[str, Any] = {"parameters": int(result["parameters"])}
-    return found if stage == "tuned" else {**found, "heldout_loss": float(result["heldout_loss"])}
+    return {"parameters": result["parameters"]} if stage == "tuned" else result
 
 
 def _result(folder: RunFolder) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(folder.result("sft").read_text(encoding="utf-8"))
-    return result
+    file = folder.result("sft")
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        return {"parameters": int(result["parameters"]), "heldout_loss": float(result["heldout_loss"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            "--out",
+            got=f"{file}, which is missing or damaged ({error})",
+            allowed="the file as the command wrote it, or --out FOLDER with another folder",
+        ) from error
 
 
 def _means(found: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:

@@ -170,6 +170,8 @@ class Seed:
             show=show,
             elsewhere="--out FOLDER",
         )
+        if not self._answered():
+            steps.forget("answers")
         for name, title, body in every:
             known = name in steps.seconds
             steps.run(name, title, body)
@@ -191,6 +193,33 @@ class Seed:
         plan = self.plan
         parts = [*map(steps_key, configs), plan.num_pages, plan.num_demonstrations, plan.num_rounds]
         return hashlib.sha256(repr([*parts, plan.num_answers]).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Check all settings, which takes no time.
+
+        Raises:
+            ConfigError: one is invalid.
+        """
+        _ = self.key
+
+    def _answered(self) -> bool:
+        """Return whether the file of answers is whole."""
+        try:
+            found = answers.read(self.answers)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        smallest, questions = self.plan.sizes[0].name, set(self.heldout_questions)
+        models: set[answers.Model] = {
+            (stage, size.name)
+            for size in self.plan.sizes
+            for stage in answers.STAGES
+            if stage != "tuned" or size.name == smallest
+        }
+        return models == set(found) and all(
+            set(own.texts) == questions
+            and {len(texts) for texts in own.texts.values()} == {self.plan.num_answers}
+            for own in found.values()
+        )
 
     def _write_pages(self) -> None:
         train = pages.pages(self.plan.num_pages, seed=self.seed, asked=self.known_questions)

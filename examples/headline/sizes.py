@@ -71,7 +71,10 @@ SIZES = (
         bfloat16=True,
     ),
 )
-"""Smallest first. The last has 109 times the parameters of the first."""
+"""Smallest first. The last has 115 times the parameters of the first."""
+
+OWN = frozenset({"name", "runs", "seed", "model.path", "data.heldout_fraction"})
+"""Settings that each run of the headline has a value of its own for; see `_common`."""
 
 
 def pretraining(size: Size, *, seed: int, folder: Path, train: Path, heldout: Path) -> RunConfig:

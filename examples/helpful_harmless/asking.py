@@ -12,18 +12,18 @@ from dataclasses import dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
 
+from examples.helpful_harmless import kept
 from examples.helpful_harmless.baselines import Pairs, load_pairs
+from examples.helpful_harmless.data import RANKINGS, SENTENCES, data_file
 from examples.helpful_harmless.instructions import Instruction, load
 from examples.helpful_harmless.reading import Answer
 from fairlead.config import RunConfig
 from fairlead.data.chat import Chat, Prompt
 from fairlead.data.records import load_prompts
 from fairlead.data.sentences import load_parts
-from fairlead.errors import ConfigError
 from fairlead.evaluation import items
 from fairlead.local.serving import GeneratedAnswer, ask, serving
 from fairlead.types import Message, SamplingParams
-from trainer import durable
 
 NUM_PROMPTS = 200
 """Most held-out prompts; each policy answers each once."""
@@ -79,11 +79,7 @@ def sources(config: RunConfig, data: Path) -> Sources:
     Raises:
         FairleadError: if data is missing or invalid.
     """
-    sentences = data / "rotten_tomatoes" / "sentences.jsonl"
-    instructions = data / "alpaca_eval" / "rankings.jsonl.gz"
-    for file in (sentences, instructions):
-        if not file.is_file():
-            raise ConfigError("--data", got=str(file), allowed="a folder with this file")
+    sentences, instructions = (data_file(data, name) for name in (SENTENCES, RANKINGS))
     texts = [sentence.text for sentence in load_parts(sentences, prompt_words=3, seed=config.seed).judge]
     return Sources(
         pairs=load_pairs(config),
@@ -117,23 +113,22 @@ async def untuned_answers(config: RunConfig, model: str, found: Sources) -> Answ
     texts = {name: [str(prompt) for prompt in asked] for name, asked in prompts.items()}
     digest = blake2b(json.dumps([model, sampling, texts]).encode()).hexdigest()
     file = config.folder.root / "answers_untuned.json"
-    if file.is_file():
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["digest"] == digest:
-            return Answers(
-                **{
-                    name: tuple(
-                        GeneratedAnswer(prompt, text, ended)
-                        for prompt, (text, ended) in zip(asked, kept[name], strict=True)
-                    )
-                    for name, asked in prompts.items()
-                }
-            )
+    known = kept.read(file, digest)
+    if known is not None:
+        return Answers(
+            **{
+                name: tuple(
+                    GeneratedAnswer(prompt, text, ended)
+                    for prompt, (text, ended) in zip(asked, known[name], strict=True)
+                )
+                for name, asked in prompts.items()
+            }
+        )
     said = await answers_of(config, model, found)
     rows = {
         one.name: [[answer.text, answer.ended] for answer in getattr(said, one.name)] for one in fields(said)
     }
-    durable.write_json(file, {"digest": digest, **rows})
+    kept.write(file, digest, rows)
     return said
 
 

@@ -7,12 +7,12 @@ a weak sign of help: another good answer may use other words, and a wrong one th
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+from examples.helpful_harmless.data import lines
 
 MAX_PROMPT_WORDS = 30
 """Longer instructions are left out, as a CPU reads them."""
@@ -68,12 +68,13 @@ def first_sentences(text: str) -> str:
 def _short(file: Path) -> list[Instruction]:
     """Return all short instructions with their whole answers, in the order of the file."""
     found: list[Instruction] = []
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            best = max(row["responses"], key=lambda response: response["score"])
-            if len(row["prompt"].split()) <= MAX_PROMPT_WORDS and best["text"].strip():
-                found.append(Instruction(row["prompt"], best["text"]))
+    for line in lines(file):
+        prompt, responses = line.text("prompt"), line.objects("responses")
+        if not responses:
+            raise line.error(got="no `responses`", allowed="one or more")
+        best = max(responses, key=lambda response: response.number_at("score")).text("text")
+        if len(prompt.split()) <= MAX_PROMPT_WORDS and best.strip():
+            found.append(Instruction(prompt, best))
     return found
 
 

@@ -8,23 +8,20 @@ beginning, because a CPU reads them. Instructions of alpaca_eval with good answe
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
-from examples.helpful_harmless import instructions
+from examples.exit_codes import with_exit_code
+from examples.helpful_harmless import data, instructions
+from examples.helpful_harmless.data import Pair
 
 MAX_PROMPT_WORDS = 60
 """Most words of the messages that are kept before an answer."""
 SHARES = {"train": 0.6, "judge": 0.2, "heldout": 0.2}
 """Parts and their shares of the first questions."""
-
-Pair = Mapping[str, Any]
-"""`prompt`: messages; `chosen` and `rejected`: one message each."""
 
 
 def normalized(question: str) -> str:
@@ -78,16 +75,14 @@ def parts(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
     return found
 
 
-def read(file: Path) -> list[Pair]:
-    """Read a file of JSON lines, gzipped."""
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
 def make(file: Path, folder: Path) -> dict[str, int]:
-    """Write `train.jsonl`, `judge.jsonl` and `heldout.jsonl`; return the number of pairs in each."""
+    """Write `train.jsonl`, `judge.jsonl` and `heldout.jsonl`; return the number of pairs in each.
+
+    Raises:
+        FairleadError: the file cannot be read.
+    """
+    found = parts(data.pairs(file))
     folder.mkdir(parents=True, exist_ok=True)
-    found = parts(read(file))
     for part, pairs in found.items():
         text = "".join(json.dumps(pair) + "\n" for pair in pairs)
         (folder / f"{part}.jsonl").write_text(text, encoding="utf-8")
@@ -95,9 +90,13 @@ def make(file: Path, folder: Path) -> dict[str, int]:
 
 
 def make_demonstrations(file: Path, folder: Path) -> int:
-    """Write `demonstrations.jsonl`, conversations of an instruction and its answer; return their number."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `demonstrations.jsonl`, conversations of an instruction and its answer; return their number.
+
+    Raises:
+        FairleadError: the file cannot be read.
+    """
     found = instructions.demonstrations(file)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = [
         [{"role": "user", "content": one.prompt}, {"role": "assistant", "content": one.answer}]
         for one in found
@@ -107,23 +106,19 @@ def make_demonstrations(file: Path, folder: Path) -> int:
     return len(rows)
 
 
-def main() -> int:
-    """Read the arguments and write the files; return the exit code."""
+@with_exit_code
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the arguments and write the files."""
     parser = argparse.ArgumentParser(prog="python -m examples.helpful_harmless.make", description=__doc__)
     parser.add_argument("data", type=Path, metavar="DATA", help="folder with hh_rlhf and alpaca_eval")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder for the files")
-    options = parser.parse_args()
-    pairs = options.data / "hh_rlhf" / "harmless.jsonl.gz"
-    rankings = options.data / "alpaca_eval" / "rankings.jsonl.gz"
-    for file in (pairs, rankings):
-        if not file.is_file():
-            parser.error(f"{file} is missing: DATA is a folder with this file")
+    options = parser.parse_args(argv)
+    pairs, rankings = (data.data_file(options.data, name) for name in (data.PAIRS, data.RANKINGS))
     counts = make(pairs, options.folder)
     counts["demonstrations"] = make_demonstrations(rankings, options.folder)
     sys.stdout.write(
         ", ".join(f"{name}.jsonl: {count}" for name, count in counts.items()) + f" in {options.folder}\n"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from examples.helpful_harmless import kept
 from fairlead.config.base import ComputeSection
 from fairlead.data.chat import Prompt
 from fairlead.data.encoding import encode_answer
@@ -108,19 +112,27 @@ def save_readings(file: Path, digest: str, groups: Mapping[str, Readings]) -> No
         for one in fields(readings)
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("wb") as out:
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    with unfinished.open("wb") as out:
         np.savez(out, digest=np.array(digest), **arrays)
+    unfinished.replace(file)
 
 
 def load_readings(file: Path, digest: str) -> dict[str, Readings] | None:
-    """Return the readings in a file; None if there is none, or it is of something else."""
+    """Return the readings in a file; None if there is none, it is of something else, or it is damaged."""
     if not file.is_file():
         return None
-    with np.load(file) as arrays:
-        if str(arrays["digest"]) != digest:
-            return None
-        names = dict.fromkeys(key.partition(".")[0] for key in arrays.files if "." in key)
-        return {name: Readings(*(arrays[f"{name}.{one.name}"] for one in fields(Readings))) for name in names}
+    try:
+        with file.open("rb") as opened, np.load(opened) as arrays:
+            if str(arrays["digest"]) != digest:
+                return None
+            names = dict.fromkeys(key.partition(".")[0] for key in arrays.files if "." in key)
+            return {
+                name: Readings(*(arrays[f"{name}.{one.name}"] for one in fields(Readings))) for name in names
+            }
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
+        kept.warn(file, error)
+        return None
 
 
 @dataclass(frozen=True, slots=True)

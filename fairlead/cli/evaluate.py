@@ -167,7 +167,8 @@ def _named(model: str, against: str, reward: str, out: Path | None) -> _Named:
     folder = RunFolder(Path(model))
     if not folder.config.is_file() or (folder.root / "config.json").is_file():
         if out is None:
-            fail("--out: got none, allowed: a folder for the card; only a run has one of its own")
+            hint = f"only a run has one of its own, and {model} is no folder of a run"
+            fail(f"--out: got none, allowed: a folder for the card; {hint}")
         return _Named(model, against, reward, out)
     policies = [path for path in (folder.policy_model, folder.preference_model) if path.is_dir()]
     if not policies:

@@ -7,7 +7,6 @@ untuned model makes of the answers, which is read once, and the figures as `ai_f
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from examples.exit_codes import with_exit_code
-from examples.helpful_harmless import accuracy, judge
+from examples.helpful_harmless import accuracy, judge, kept
 from examples.helpful_harmless.ai_feedback import arms, judges, picture, prompted, questions, summary, tables
 from examples.helpful_harmless.ai_feedback import trial as trials
 from examples.helpful_harmless.ai_feedback.judges import Evidence
@@ -136,13 +135,12 @@ def _asked(config: RunConfig, asked: Asked, file: Path) -> Array:
     texts = [str(prompted.message(pair.prompt, pair.chosen, pair.rejected)) for pair in asked.pairs]
     path = untuned_model(config)
     digest = digest_of(path, config.reward, texts)
-    if file.is_file():
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["digest"] == digest:
-            return np.array(kept["log_odds"])
+    known = kept.read(file, digest)
+    if known is not None:
+        return np.array(known["log_odds"])
     logger.info("asking the untuned model about %d pairs in both orders", len(asked.pairs))
     found = prompted.log_odds(path, asked.pairs, config.reward)
-    durable.write_json(file, {"digest": digest, "log_odds": found.tolist()})
+    kept.write(file, digest, {"log_odds": found.tolist()})
     return found
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from examples.helpful_harmless import make
+from examples.helpful_harmless.data import PAIRS, data_file
+from examples.helpful_harmless.data import pairs as people
 from fairlead.data.chat import Chat
 from fairlead.data.comparisons import Preference
 from fairlead.errors import ConfigError
@@ -48,12 +50,10 @@ def load(data: Path) -> Asked:
 
     Raises:
         ConfigError: if the folder does not have them.
+        DataError: if their file is invalid.
     """
-    file = data / "hh_rlhf" / "harmless.jsonl.gz"
-    if not file.is_file():
-        raise ConfigError("DATA", got=str(data), allowed="a folder with hh_rlhf/harmless.jsonl.gz")
     pairs, names = [], []
-    for row in make.read(file):
+    for row in people(data_file(data, PAIRS)):
         prompt = Chat(tuple(Message(**message) for message in make.shortened(row["prompt"])))
         pairs.append(Preference(prompt, row["chosen"][0]["content"], row["rejected"][0]["content"]))
         names.append((make.normalized(row["prompt"][0]["content"]), str(prompt)))
@@ -61,8 +61,18 @@ def load(data: Path) -> Asked:
 
 
 def among(asked: Asked, pairs: Sequence[Preference]) -> Asked:
-    """Return some of the pairs, in the order given, with their questions."""
+    """Return some of the pairs, in the order given, with their questions.
+
+    Raises:
+        ConfigError: if one of them is not among the pairs.
+    """
     places = {_key(pair): place for place, pair in enumerate(asked.pairs)}
+    if missing := sum(_key(pair) not in places for pair in pairs):
+        raise ConfigError(
+            "--heldout-only",
+            got=f"{missing} of the run's {len(pairs)} pairs that are not in the folder of data",
+            allowed="the folder that `python -m examples.helpful_harmless.make` made the run's files from",
+        )
     question_P = asked.question_P[[places[_key(pair)] for pair in pairs]]
     return Asked(tuple(pairs), np.unique(question_P, return_inverse=True)[1])
 

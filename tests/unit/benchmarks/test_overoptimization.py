@@ -14,13 +14,15 @@ from benchmarks import __main__ as command
 from benchmarks.overoptimization import fits, learning_runs, picture, proxies, report
 from benchmarks.overoptimization.learning_runs import GUARDS, PLAIN, LearningRun
 from benchmarks.overoptimization.proxies import SINGLE, Curves, GridRun, GuardRun
-from benchmarks.parcel_task import store
+from benchmarks.parcel_task import answers, store
 from benchmarks.parcel_task.answers import Answer
 from benchmarks.parcel_task.best_of import BestOf, best_of
 from benchmarks.parcel_task.lab import POLICY, Lab
 from benchmarks.parcel_task.learning import Curve, Point
 from benchmarks.parcel_task.over_seeds import interval, shown
 from fairlead.clients.best_of_n import divergence, expected_best
+from fairlead.errors import ConfigError
+from fairlead.rounds.files import write_rows
 
 ALPHA, BETA = 1.3, 0.25
 DISTANCES = [math.sqrt(divergence(2**power)) for power in range(11)]
@@ -175,6 +177,33 @@ def test_finished_runs_are_read_as_they_were_written(tmp_path: Path):
         kept = store.Store(tmp_path / "kept", read)
         kept.put("run", str(number), outcome)
         assert kept.get("run", str(number)) == outcome
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"of": 1}'])
+def test_damaged_kept_run_is_named_before_anything_is_measured(text: str, tmp_path: Path):
+    found = found_of(tmp_path)
+    kept = store.Store(tmp_path / "kept", Curves.of)
+    [(damaged, outcome)] = found.guards.items()
+    kept.put(damaged.name, damaged.key(), outcome)
+    [file] = (tmp_path / "kept").iterdir()
+    file.write_text(text)
+    measured: list[object] = []
+    with pytest.raises(ConfigError, match=f"{file}, which is damaged .* if you remove it, the same command"):
+        store.measure_all([GuardRun(damaged.lab, 7), damaged], kept, measured.append, deadline=math.inf)
+    assert not measured
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize("lost", [1, 30])
+def test_damaged_answers_are_named(lost: int, tmp_path: Path):
+    file = tmp_path / "answers.jsonl"
+    write_rows(file, [{"prompt": prompt, "answers": [["said", True]] * 2} for prompt in ("a", "b")])
+    options = {"samples": 2, "limit": 4, "seed": 0}
+    assert answers.kept(file, tmp_path, ["a", "b"], **options)["b"] == [answers.Answer("said", True)] * 2
+    text = file.read_text().splitlines(keepends=True)
+    file.write_text(text[0] if lost == 1 else "".join(text)[:-lost])
+    with pytest.raises(ConfigError, match=f"{file}, which is damaged"):
+        answers.kept(file, tmp_path, ["a", "b"], **options)
 
 
 def test_every_run_has_a_name_of_its_own(tmp_path: Path):

@@ -20,6 +20,8 @@ def test_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -
     assert command(None) == 0
     assert command(Unavailable("no service at x:1")) == 2
     assert capsys.readouterr().err == "error: no service at x:1\n"
+    assert command(PermissionError(13, "Permission denied", "out/x")) == 2
+    assert capsys.readouterr().err == "error: out/x: Permission denied\n"
     with pytest.raises(ZeroDivisionError):
         command(ZeroDivisionError())
 

@@ -21,6 +21,7 @@ from examples.headline.seed import Plan, Seed
 from examples.headline.sizes import SIZES, Size
 from examples.parcel_help import corpus, gold
 from fairlead.clients.win_rate import win_rate
+from fairlead.errors import ConfigError, FairleadError
 from fairlead.rounds.files import write_rows
 from fairlead.rounds.steps import Steps
 from trainer.sft.scratch import make_model, make_tokenizer
@@ -226,6 +227,69 @@ def test_flags_below_one_are_refused(flag: str, tmp_path: Path, capsys: pytest.C
     assert command.main([flag, "0", "--out", str(tmp_path / "out")]) == 2
     assert f"{flag}: got 0, allowed: 1 or more" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("ppo.kl_coefficient=abc", "error: ppo.kl_coefficient: got 'abc'"),
+        ("foo.bar=1", "error: foo: got 'an unknown key'"),
+        ("seed=5", "error: --set: got 'seed', allowed: other settings than data.heldout_fraction"),
+    ],
+)
+def test_invalid_settings_are_refused_before_anything_runs(
+    setting: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["--set", setting, "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_cannot_be_written_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert command.main(["--seeds", "0", "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file'}: File exists\n"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("damage", ["cut", "without a model", "missing"])
+def test_damaged_answers_are_asked_for_again(damage: str, tmp_path: Path) -> None:
+    seed = Seed(Plan(num_answers=2), 0, tmp_path / "seed-0")
+    _finished(seed, QUALITY)
+    done = seed.answers.read_text().splitlines()
+    shown: list[str] = []
+    seed.run(shown.append, lambda name, seconds: None)
+    assert sum("already done" in line for line in shown) == len(seed.steps())
+    if damage == "missing":
+        seed.answers.unlink()
+    else:
+        lost = len(seed.heldout_questions) if damage == "without a model" else 0
+        text = "\n".join(done[: len(done) - lost])
+        seed.answers.write_text(text if lost else text[:-9])
+    shown.clear()
+    with pytest.raises(FairleadError):  # the models of this folder are absent
+        seed.run(shown.append, lambda name, seconds: None)
+    assert shown[-1].endswith("asking every model the held-out questions …")
+
+
+def test_damaged_scores_are_none_and_a_damaged_result_is_named(finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "scores.jsonl"
+    write_rows(file, [{"prompt": "a", "text": "b", "score": 1.5}])
+    assert judging.kept_scores(file) == {("a", "b"): 1.5}
+    for text in (file.read_text()[:-5], "7\n", '{"prompt": "a"}\n'):
+        file.write_text(text)
+        assert judging.kept_scores(file) == {}
+    one = Seed(Plan(num_answers=2), 0, finished / "seed-0")
+    result = one.pretrained(SIZES[1]).folder.result("sft")
+    before = result.read_text()
+    result.write_text(before[:-5])
+    try:
+        with pytest.raises(ConfigError, match=f"{result}, which is missing or damaged"):
+            results.of_seed(one, None)
+    finally:
+        result.write_text(before)
 
 
 def test_seeds_may_share_the_larger_models(tmp_path: Path) -> None:

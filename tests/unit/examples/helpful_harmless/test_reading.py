@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,3 +66,16 @@ def test_saved_readings_are_those_of_the_same_answers_only(tmp_path: Path) -> No
     assert list(found) == ["a", "known_b"]
     assert found["known_b"].features_NF.tolist() == groups["known_b"].features_NF.tolist()
     assert found["a"].logprobs_N.tolist() == groups["a"].logprobs_N.tolist()
+    assert [one.name for one in file.parent.iterdir()] == ["readings.npz"]
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.99])
+def test_damaged_readings_are_read_again(part: float, tmp_path: Path) -> None:
+    file = tmp_path / "readings.npz"
+    ones = np.ones(2)
+    reading.save_readings(file, "one", {"a": reading.Readings(ones, ones, np.ones((2, 3)))})
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(part * len(whole))])
+    assert reading.load_readings(file, "one") is None
+    file.write_text("not an archive")
+    assert reading.load_readings(file, "one") is None

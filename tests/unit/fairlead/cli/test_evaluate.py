@@ -188,7 +188,10 @@ async def test_refused_item_is_named_by_file_and_line(tmp_path: Path):
         ({"suite": "bias"}, "--suite: got bias without --reward and --ai"),
         ({"model": "judge:gold"}, "MODEL: got 'judge:gold', allowed: HOST:PORT"),
         ({"ai": "http://x/v1"}, "--ai-model: allowed with, and needed for, the URL"),
-        ({"out": None}, "--out: got none, allowed: a folder for the card"),
+        (
+            {"out": None},
+            "--out: got none, allowed: a folder for the card; only a run has one of its own, and absent",
+        ),
     ],
 )
 def test_wrong_flags_are_refused_before_anything_starts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,8 @@ def test_conversations_that_begin_or_end_alike_are_of_one_question(tmp_path: Pat
     assert str(found.pairs[2].prompt) == "user: say more"
     some = questions.among(found, [found.pairs[4], found.pairs[2], found.pairs[4]])
     assert (some.pairs[1], some.question_P.tolist()) == (found.pairs[2], [1, 0, 1])
+    with pytest.raises(ConfigError, match="--heldout-only: got \"1 of the run's 1 pairs"):
+        questions.among(found, [replace(found.pairs[4], chosen="other")])
     with pytest.raises(ConfigError, match="hh_rlhf"):
         questions.load(tmp_path / "absent")
 
