@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except FairleadError as error:
             print(f"{name}: {error}", file=sys.stderr)
             code = 2
+    if not results and code:
+        return code  # the file of an earlier run stays
     if results:
         _show(results)
     file = options.json or OUT / f"{'-'.join(options.names) or 'benchmarks'}.json"

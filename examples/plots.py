@@ -31,12 +31,18 @@ STYLE: Any = {
 }
 
 
-def draw_mark(axes: Any, mark: Mark, *, bottom: bool = False) -> None:  # noqa: ANN401 - matplotlib's own type
-    """Draw a vertical line with its text at the top, or at the bottom."""
+def draw_mark(axes: Any, mark: Mark, *, bottom: bool = False, right: bool = False) -> None:  # noqa: ANN401 - matplotlib's own type
+    """Draw a vertical line with its text at the top, or at the bottom; left of the line, or right of it."""
     color = COLORS[-1] if mark.alarm else MUTED
     axes.axvline(mark.x, color=color, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     if mark.text:
         side, height = ("bottom", 0.02) if bottom else ("top", 0.98)
-        style: Any = {"rotation": 90, "ha": "right", "va": side, "fontsize": 8, "color": color}
+        style: Any = {
+            "rotation": 90,
+            "ha": "left" if right else "right",
+            "va": side,
+            "fontsize": 8,
+            "color": color,
+        }
         place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-        axes.annotate(mark.text, (mark.x, height), xytext=(-3, 0), **place, **style)
+        axes.annotate(mark.text, (mark.x, height), xytext=(3 if right else -3, 0), **place, **style)

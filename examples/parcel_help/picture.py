@@ -27,6 +27,8 @@ from fairlead.report.charts import Mark
 from fairlead.report.run_record import RunRecord
 
 _SIZE_INCHES = (10.0, 2.9)
+_NEAR_UPDATES = 2
+"""Names of guards that fire closer together would overlap on one side of their lines."""
 
 
 def draw(run: Path, out: Path) -> str:
@@ -70,16 +72,19 @@ def draw_broken(runs: Sequence[Path], out: Path) -> str:
             by_update: dict[int, list[Any]] = {}
             for alert in numbers["signals"]:
                 by_update.setdefault(int(alert["update"]), []).append(alert)
-            for update, alerts in by_update.items():
+            drawn = -_NEAR_UPDATES
+            for update, alerts in sorted(by_update.items()):
                 stops = any(alert["level"] == "stop" for alert in alerts)
                 names = ", ".join(alert["signal"] for alert in alerts)
-                plots.draw_mark(axes, Mark(update, names, alarm=stops), bottom=True)
+                near, drawn = update - drawn < _NEAR_UPDATES, update
+                plots.draw_mark(axes, Mark(update, names, alarm=stops), bottom=True, right=near)
             axes.set_title(run.name)
             axes.set_xlabel("update")
         # Space for the names of the guards.
         low, high = panels[0].get_ylim()
         panels[0].set_ylim(low - 0.4 * (high - low), high)
-        panels[0].legend(fontsize=8, loc="upper left")
+        panels[0].set_ylabel("mean of an update's answers")
+        panels[0].legend(fontsize=8, loc="upper left", frameon=True, framealpha=1.0, edgecolor="none")
         figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None, dpi=150)
     return "; ".join(
         f"{run.name}: gold {each['gold_first']:.2f} → {each['gold_last']:.2f}"

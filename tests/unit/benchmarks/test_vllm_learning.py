@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import __main__ as command
 from benchmarks import vllm_learning
 from benchmarks.result import Settings
 from benchmarks.vllm_learning import ARMS, Arm, Learned, LearningRun
@@ -48,3 +49,15 @@ def test_report_has_a_row_per_run_and_means_over_seeds() -> None:
 def test_error_without_vllm_says_what_to_do() -> None:
     with pytest.raises(ConfigError, match="make vllm-env"):
         vllm_learning.run(Settings(torch.device("cpu")))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_benchmark_that_cannot_run_keeps_the_file_of_an_earlier_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "vllm.json"
+    file.write_text("{}")
+    before = file.stat().st_mtime_ns
+    assert command.main(["vllm", "--json", str(file)]) == 2
+    assert "make vllm-env" in capsys.readouterr().err
+    assert (file.read_text(), file.stat().st_mtime_ns) == ("{}", before)
