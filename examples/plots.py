@@ -5,6 +5,8 @@ Pages draw their own charts, see `fairlead.report.charts`.
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
 from typing import Any
 
 from fairlead.report.charts import Mark
@@ -29,6 +31,20 @@ STYLE: Any = {
     "ytick.color": MUTED,
     "legend.frameon": False,
 }
+
+
+def picture_file(text: str) -> Path:
+    """Return the file that a flag names for a picture, which is drawn after everything else.
+
+    Raises:
+        argparse.ArgumentTypeError: nothing could be drawn there.
+    """
+    file = Path(text)
+    if file.suffix not in (".svg", ".png") or not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, allowed: a .svg or .png file in a folder that exists"
+        )
+    return file
 
 
 def draw_mark(axes: Any, mark: Mark, *, bottom: bool = False, right: bool = False) -> None:  # noqa: ANN401 - matplotlib's own type

@@ -9,6 +9,7 @@ from pathlib import Path
 from examples.exit_codes import with_exit_code
 from examples.helpful_harmless import outcome, picture, tables
 from examples.helpful_harmless.baselines import CONFIG
+from examples.plots import picture_file
 from fairlead import log
 from fairlead.config import load, parse_overrides
 from fairlead.errors import ConfigError
@@ -40,7 +41,7 @@ def main() -> None:
         action="store_true",
         help="only ask the untuned policy, whose answers are kept for the evaluation; it needs no run",
     )
-    parser.add_argument("--picture", type=Path, default=None, help="file for a picture, .svg or .png")
+    parser.add_argument("--picture", type=picture_file, default=None, help="file for a picture, .svg or .png")
     options = parser.parse_args()
     config = load(options.config, overrides=parse_overrides(options.set))
     log.setup(style="human", level=config.observe.log_level)

@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw the picture and print the caption."""
     parser = argparse.ArgumentParser(prog="python -m examples.parcel_help.picture", description=__doc__)
     parser.add_argument("run", type=Path, nargs="+", help="the folder of a finished quickstart, or several")
-    parser.add_argument("out", type=Path, help="file for the picture, .svg or .png")
+    parser.add_argument("out", type=plots.picture_file, help="file for the picture, .svg or .png")
     options = parser.parse_args(argv)
     runs = options.run
     broken = len(runs) > 1 or (runs[0] / "break_it.json").exists()

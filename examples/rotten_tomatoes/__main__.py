@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from examples.exit_codes import with_exit_code
+from examples.plots import picture_file
 from examples.rotten_tomatoes import outcome, picture
 from fairlead import log
 from fairlead.config import load, parse_overrides
@@ -22,7 +23,7 @@ def main() -> None:
     parser.add_argument("config", nargs="?", type=Path, default=CONFIG, help="the run's TOML file")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
     parser.add_argument(
-        "--picture", type=Path, default=None, help="file for a picture of the outcome, .svg or .png"
+        "--picture", type=picture_file, default=None, help="file for a picture of the outcome, .svg or .png"
     )
     options = parser.parse_args()
     config = load(options.config, overrides=parse_overrides(options.set))

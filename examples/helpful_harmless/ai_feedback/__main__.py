@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from examples.helpful_harmless.ai_feedback.questions import Asked
 from examples.helpful_harmless.baselines import CONFIG, load_pairs, read_pairs, read_sides, untuned_model
 from examples.helpful_harmless.judge import Array
 from examples.helpful_harmless.reading import Readings, digest_of
+from examples.plots import picture_file
 from fairlead import log
 from fairlead.config import RunConfig, load, parse_overrides
 from trainer import durable
@@ -54,15 +56,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="also ask the untuned model which answer is less harmful, which takes twice as long as reading",
     )
-    parser.add_argument("--picture", type=Path, default=None, help="file for a picture, .svg or .png")
+    parser.add_argument("--picture", type=picture_file, default=None, help="file for a picture, .svg or .png")
     options = parser.parse_args(argv)
     if (
         options.repetitions < 2
-        or min(options.learnt // max(arms.SIZES), options.judges, options.penalty) <= 0
+        or min(options.learnt // max(arms.SIZES), options.judges) <= 0
+        or not 0 < options.penalty < math.inf
     ):
         parser.error(
             f"give 2 or more --repetitions, {max(arms.SIZES)} or more pairs --learnt, "
-            "and --judges and a --penalty above 0"
+            "and --judges and a finite --penalty above 0"
         )
     config = load(options.config, overrides=parse_overrides(options.set))
     log.setup(style="human", level=config.observe.log_level)

@@ -95,3 +95,23 @@ def test_damaged_kept_file_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixt
         assert kept.read(file, "one") is None
         assert f"{file} is damaged" in caplog.text
         caplog.clear()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--picture", "x.txt"], "argument --picture: got 'x.txt', allowed: a .svg or .png file"),
+        (
+            ["--picture", "absent/x.svg"],
+            "argument --picture: got 'absent/x.svg', allowed: a .svg or .png file",
+        ),
+        (["--penalty", "nan"], "a finite --penalty above 0"),
+        (["--penalty", "0"], "a finite --penalty above 0"),
+    ],
+)
+def test_invalid_flags_are_refused_before_a_model_reads(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        ai_feedback.main([str(tmp_path), str(tmp_path / "out"), *flags])
+    assert message in capsys.readouterr().err
