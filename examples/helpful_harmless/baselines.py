@@ -20,6 +20,7 @@ from fairlead import log
 from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.data.comparisons import Preference
 from fairlead.data.records import load_preferences
+from fairlead.errors import ConfigError
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "helpful_harmless.toml"
 
@@ -40,7 +41,11 @@ def load_pairs(config: RunConfig) -> Pairs:
     Raises:
         FairleadError: if they are missing or invalid.
     """
-    found = load_preferences(config)
+    try:
+        found = load_preferences(config)
+    except ConfigError as error:
+        how = "`python -m examples.helpful_harmless.make DATA FOLDER` writes those of this example"
+        raise ConfigError(error.field, got=error.got, allowed=f"{error.allowed}; {how}") from error
     known, unseen = (
         tuple(pair for pair in side if isinstance(pair, Preference)) for side in (found.train, found.heldout)
     )

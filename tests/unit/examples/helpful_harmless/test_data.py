@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from examples.helpful_harmless import data, instructions, kept, make
+from examples.helpful_harmless import baselines, data, instructions, kept, make
 from examples.helpful_harmless.ai_feedback import __main__ as ai_feedback
+from fairlead.config import load
 from fairlead.errors import ConfigError, DataError
 
 USER, OTHER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
@@ -38,6 +39,12 @@ def test_missing_file_is_one_error_in_every_command(
     with pytest.raises(ConfigError, match=f"^folder of data: .*{data.SENTENCES}$"):
         data.data_file(tmp_path, data.SENTENCES)
     assert not (tmp_path / "out").exists()
+
+
+def test_missing_files_of_the_run_name_the_command_that_writes_them(tmp_path: Path) -> None:
+    config = load(baselines.CONFIG, overrides={"data.preferences": str(tmp_path / "absent.jsonl")})
+    with pytest.raises(ConfigError, match=r"absent.jsonl', allowed: .*examples.helpful_harmless.make DATA"):
+        baselines.load_pairs(config)
 
 
 @pytest.mark.parametrize(
