@@ -210,7 +210,12 @@ async def test_sender_limits_transfers(store: FilesystemWeightStore) -> None:
     async with origin(store, max_send_bytes_per_second=1 << 20) as here:
         request = fetch_request(limit_bytes=4 << 20)
         running = [asyncio.create_task(asked(here, "FetchShard", request)) for _ in range(2)]
-        await until(lambda: here.count("fairlead_weights_relay_connections") == 2)
+        await until(
+            lambda: (
+                here.count("fairlead_weights_relay_connections") == 2 or any(task.done() for task in running)
+            )
+        )
+        assert [task.result() for task in running if task.done()] == []
         with pytest.raises(Overloaded, match="2 transfers are running"):
             await asked(here, "FetchShard", request)
         for task in running:
