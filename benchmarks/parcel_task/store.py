@@ -57,8 +57,8 @@ def readable(file: Path) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            "kept file",
-            got=f"{file}, which is damaged ({error})",
+            str(file),
+            got=f"damaged content ({error})",
             allowed="the file as the benchmark wrote it; if you remove it, the same command makes it again",
         ) from error
 

@@ -188,7 +188,7 @@ def test_damaged_kept_run_is_named_before_anything_is_measured(text: str, tmp_pa
     [file] = (tmp_path / "kept").iterdir()
     file.write_text(text)
     measured: list[object] = []
-    with pytest.raises(ConfigError, match=f"{file}, which is damaged .* if you remove it, the same command"):
+    with pytest.raises(ConfigError, match=f"{file}: got .damaged .* if you remove it, the same command"):
         store.measure_all([GuardRun(damaged.lab, 7), damaged], kept, measured.append, deadline=math.inf)
     assert not measured
     assert file.read_text() == text
@@ -202,7 +202,7 @@ def test_damaged_answers_are_named(lost: int, tmp_path: Path):
     assert answers.kept(file, tmp_path, ["a", "b"], **options)["b"] == [answers.Answer("said", True)] * 2
     text = file.read_text().splitlines(keepends=True)
     file.write_text(text[0] if lost == 1 else "".join(text)[:-lost])
-    with pytest.raises(ConfigError, match=f"{file}, which is damaged"):
+    with pytest.raises(ConfigError, match=f"{file}: got .damaged"):
         answers.kept(file, tmp_path, ["a", "b"], **options)
 
 
