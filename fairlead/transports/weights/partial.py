@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,10 @@ class PartialShard:
         self._blocks: list[memoryview] = []
         self._waiting_bytes = 0
         self._writing: asyncio.Task[None] | None = None
+        self._closed = False
+        self._use = threading.Lock()
+        """Held while a thread writes: a fetch that is cancelled does not end its thread, and the number of a
+        closed file may become that of another one."""
 
     @property
     def verified_bytes(self) -> int:
@@ -111,9 +116,11 @@ class PartialShard:
         self._hash = self._new_digest()
 
     def close(self) -> None:
-        """Close the file; readers that wait for more bytes stop waiting."""
+        """Close the file, after the block that is being written; readers stop waiting for more bytes."""
         self.verified.close()
-        os.close(self._file)
+        with self._use:
+            self._closed = True
+            os.close(self._file)
 
     def _ends_piece(self) -> bool:
         return self._position % self._piece_bytes == 0 or self._position == self.shard.size_bytes
@@ -155,8 +162,14 @@ class PartialShard:
             raise Unavailable("the direct connection closed before it sent any data")
 
     def _append(self, blocks: list[memoryview], offset: int, ends_piece: bool) -> int:
-        """Write and hash blocks; verify a piece at its end. Return the offset after the blocks."""
-        with disk.named_disk_errors(self._path.parent, self._path.name):
+        """Write and hash blocks; verify a piece at its end. Return the offset after the blocks.
+
+        Raises:
+            ValueError: if the file is closed.
+        """
+        with self._use, disk.named_disk_errors(self._path.parent, self._path.name):
+            if self._closed:
+                raise ValueError(f"{self._path} is closed")
             if offset % self._piece_bytes == 0:
                 disk.reserve(self._file, offset, min(self._piece_bytes, self.shard.size_bytes - offset))
             for block in blocks:
