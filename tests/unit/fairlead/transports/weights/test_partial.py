@@ -20,7 +20,9 @@ async def test_cancelled_fetch_writes_to_no_other_file(
 ) -> None:
     store = FilesystemWeightStore(tmp_path / "weights")
     publish_random(store, WeightVersion(1, 0), mebibytes=2, shards=1)
-    [shard] = store.latest().shards
+    manifest = store.latest()
+    assert manifest is not None
+    [shard] = manifest.shards
     data = (store.root / "1-0" / shard.name).read_bytes()
     fetched = partial.PartialShard(tmp_path / "shard", shard)
     begun, may_write, written = threading.Event(), threading.Event(), []
