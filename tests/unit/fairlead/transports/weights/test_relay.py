@@ -21,6 +21,7 @@ from fairlead.v1 import weight_service_pb2 as pb
 from fairlead.v1 import weight_service_pb2_grpc as pb_grpc
 from tests.unit.fairlead.transports.weights.test_grpc import same
 from tests.unit.fairlead.transports.weights.weights_wire import (
+    CHUNK_BYTES,
     Fetcher,
     Node,
     listening,
@@ -51,7 +52,7 @@ async def asked(node: Node, method: str, request):
         [node.address],
         pb_grpc.WeightServiceStub,
         service="weights",
-        timeout_seconds=10,
+        timeout_seconds=60,
         retry=RetryPolicy(max_attempts=1),
         health="liveness",
     )
@@ -207,7 +208,8 @@ async def test_sender_reports_invalid_requests(store: FilesystemWeightStore, tmp
 
 
 async def test_sender_limits_transfers(store: FilesystemWeightStore) -> None:
-    async with origin(store, max_send_bytes_per_second=1 << 20) as here:
+    # So slow that the first transfer is running until the second one begins, however busy the machine is.
+    async with origin(store, max_send_bytes_per_second=CHUNK_BYTES) as here:
         request = fetch_request(limit_bytes=4 << 20)
         running = [asyncio.create_task(asked(here, "FetchShard", request)) for _ in range(2)]
         await until(
