@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.quickstart import gold_of
+from benchmarks import quickstart
 from examples.parcel_help.corpus import questions
 from fairlead.config import load
 
@@ -74,21 +74,20 @@ def train(source: Path, folder: Path, *, max_staleness: int, seed: int, updates:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     config = load(root / "config.toml")
     result = json.loads(config.folder.result("ppo").read_text())
-    rows = [json.loads(line) for line in config.folder.metrics("ppo").read_text().splitlines()]
-    events = [json.loads(line)["event"] for line in config.folder.ledger.read_text().splitlines()]
+    rows = quickstart.updates(config)
     prompts = [question.text for question in questions()]
     seconds = sum(row["seconds"] for row in rows)
     return Variant(
         max_staleness=max_staleness,
         seed=seed,
-        gold=asyncio.run(gold_of(config, config.folder.policy_model, prompts, samples=SAMPLES)),
+        gold=asyncio.run(quickstart.gold_of(config, config.folder.policy_model, prompts, samples=SAMPLES)),
         proxy=result["proxy_last"],
         kl=result["kl"],
         idle_fraction=sum(row.get("seconds_wait", 0.0) for row in rows) / seconds,
         seconds=seconds,
         staleness_mean=statistics.fmean(row["staleness_mean"] for row in rows),
         staleness_max=int(max(row["staleness_max"] for row in rows)),
-        dropped=sum(event not in ("trained", "dead_letter") for event in events),
+        dropped=sum(end not in ("trained", "dead_letter") for end in quickstart.ends(config)),
     )
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -170,6 +171,16 @@ def ppo(overrides: Mapping[str, str], *, deadline: float = math.inf) -> Measured
     usage = verb(["ppo", str(CONFIG), *flags(overrides)], deadline=deadline)
     rows = config(overrides).folder.metrics("ppo").read_text().splitlines()
     return measured(rows, usage, begun=begun)
+
+
+def updates(run: RunConfig) -> list[dict[str, Any]]:
+    """Return the metrics of each update of a finished run of PPO."""
+    return [json.loads(line) for line in run.folder.metrics("ppo").read_text().splitlines()]
+
+
+def ends(run: RunConfig) -> list[str]:
+    """Return how each task of a finished run ended, as its ledger names it."""
+    return [json.loads(line)["event"] for line in run.folder.ledger.read_text().splitlines()]
 
 
 def verb(arguments: Sequence[str], *, deadline: float = math.inf) -> Usage:

@@ -108,8 +108,7 @@ class LearningRun:
 
     def key(self) -> str:
         """Return the digest of what its outcome depends on, but not of our code."""
-        base = {"runs": "runs", **self._extra()}
-        settings = quickstart.config(quickstart.settings(self.source, Path("runs"), self.name, base))
+        settings = quickstart.config(quickstart.settings(self.source, Path("runs"), self.name, self._extra()))
         described = settings.model_dump(mode="json", exclude={"runs"})
         return store.key({"source": str(self.source), "settings": described, "samples": SAMPLES})
 
@@ -121,8 +120,7 @@ class LearningRun:
                 ["ppo", str(quickstart.CONFIG), *quickstart.flags(overrides)], deadline=self.deadline
             )
             config = quickstart.config(overrides)
-            rows = [json.loads(line) for line in config.folder.metrics("ppo").read_text().splitlines()]
-            ends = [json.loads(line)["event"] for line in config.folder.ledger.read_text().splitlines()]
+            rows, ends = quickstart.updates(config), quickstart.ends(config)
             result = json.loads(config.folder.result("ppo").read_text())
             embedded = quickstart.config({**overrides, "policy.engine": "transformers"})
             prompts = [question.text for question in questions()]
@@ -174,35 +172,44 @@ def run(settings: Settings) -> dict[str, Result]:
         finished = measure_all(
             runs, Store(folder / "runs", Learned.of), LearningRun.measure, deadline=deadline
         )
-        if not any(run.arm == EMBEDDED for run in finished):
+        found = by_arm(finished)
+        if EMBEDDED not in found:
             raise ProcessFailed("no run with the embedded engine has finished; see above")
-        show(report(finished), folder / "vllm_learning.md")
-    golds = {arm: [found.gold for run, found in finished.items() if run.arm == arm] for arm in ARMS}
-    embedded = statistics.fmean(golds[EMBEDDED])
+        show(report(found), folder / "vllm_learning.md")
+    golds = {arm: statistics.fmean(one.gold for one in seeds.values()) for arm, seeds in found.items()}
     return {
-        f"vllm_ranks{arm.ranks}_gold": Result(statistics.fmean(own), "gold", embedded, "embedded engine")
-        for arm, own in golds.items()
-        if own and arm != EMBEDDED
+        f"vllm_ranks{arm.ranks}_gold": Result(gold, "gold", golds[EMBEDDED], "embedded engine")
+        for arm, gold in golds.items()
+        if arm != EMBEDDED
     }
 
 
-def report(finished: Mapping[LearningRun, Learned]) -> str:
+Found = Mapping[Arm, Mapping[int, Learned]]
+"""What runs gave, by arm and seed."""
+
+
+def by_arm(finished: Mapping[LearningRun, Learned]) -> Found:
+    """Return the arms of which a seed has finished, in their order."""
+    found = {arm: {run.seed: one for run, one in finished.items() if run.arm == arm} for arm in ARMS}
+    return {arm: seeds for arm, seeds in found.items() if seeds}
+
+
+def report(found: Found) -> str:
     """Return the table: a row per run, then means over seeds with their 95% intervals."""
     rows: list[Sequence[str]] = [
         (
-            *(str(run.arm), str(run.seed), f"{found.gold:.2f}", f"{found.proxy:.2f}", f"{found.kl:.2f}"),
-            *(f"{found.mismatch:.1e}", f"{found.trained:,}", str(found.other)),
+            *(str(arm), str(seed), f"{one.gold:.2f}", f"{one.proxy:.2f}", f"{one.kl:.2f}"),
+            *(f"{one.mismatch:.1e}", f"{one.trained:,}", str(one.other)),
         )
-        for arm in ARMS
-        for run, found in finished.items()
-        if run.arm == arm
+        for arm, seeds in found.items()
+        for seed, one in seeds.items()
     ]
-    for arm in ARMS:
-        own = [found for run, found in finished.items() if run.arm == arm]
+    for arm, seeds in found.items():
+        own = list(seeds.values())
         if len(own) > 1:
-            means = (shown([getattr(found, name) for found in own]) for name in ("gold", "proxy", "kl"))
-            largest = max(found.mismatch for found in own)
-            counts = (f"{sum(found.trained for found in own):,}", str(sum(found.other for found in own)))
+            means = (shown([getattr(one, name) for one in own]) for name in ("gold", "proxy", "kl"))
+            largest = max(one.mismatch for one in own)
+            counts = (f"{sum(one.trained for one in own):,}", str(sum(one.other for one in own)))
             rows.append((str(arm), "all", *means, f"{largest:.1e}", *counts))
     header = (
         "engine and trainer",

@@ -116,7 +116,8 @@ def measure_all(
     Raises:
         ConfigError: the file of a finished run is damaged; nothing has been measured.
     """
-    kept = {run: known for run in runs if (known := store.get(run.name, run.key())) is not None}
+    digests = {run: run.key() for run in runs}
+    kept = {run: known for run in runs if (known := store.get(run.name, digests[run])) is not None}
     finished: dict[Run, Outcome] = {}
     missing: dict[Run, str] = {}
     failed: set[Hashable] = set()
@@ -132,7 +133,7 @@ def measure_all(
             try:
                 begun = time.time()
                 finished[run] = measure(run)
-                store.put(run.name, run.key(), finished[run])
+                store.put(run.name, digests[run], finished[run])
                 measured, seconds = measured + 1, seconds + time.time() - begun
                 left = (len(runs) - place - 1) * seconds / measured / 60
                 print(

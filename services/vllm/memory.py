@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from fairlead.errors import EngineFailed
+from fairlead.planning.formulas import in_words
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -29,11 +30,8 @@ def check_free(settings: VllmConfig, *, section: str) -> None:
     wanted = cache.gpu_memory_utilization * memory.total
     if wanted > memory.available:
         raise EngineFailed(
-            f"vLLM would reserve {_gib(wanted)} of memory, {cache.gpu_memory_utilization:.0%} of this "
-            f"machine's, and {_gib(memory.available)} are available: set {section}.kv_cache_memory_bytes, "
-            f"or a smaller {section}.gpu_memory_utilization, which counts on CPUs too"
+            f"vLLM would reserve {in_words(wanted)} of memory, {cache.gpu_memory_utilization:.0%} of this "
+            f"machine's, and {in_words(memory.available)} are available: set "
+            f"{section}.kv_cache_memory_bytes, or a smaller "
+            f"{section}.gpu_memory_utilization, which counts on CPUs too"
         )
-
-
-def _gib(size: float) -> str:
-    return f"{size / (1 << 30):.1f} GiB"

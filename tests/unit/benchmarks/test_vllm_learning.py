@@ -34,7 +34,7 @@ def test_report_has_a_row_per_run_and_means_over_seeds() -> None:
         run_of(ARMS[0], 0): learned(1.0, 2e-6),
         run_of(ARMS[0], 1): learned(2.0, 3e-6),
     }
-    lines = vllm_learning.report(finished).splitlines()
+    lines = vllm_learning.report(vllm_learning.by_arm(finished)).splitlines()
     assert lines[2:5] == [
         "| embedded, 1 rank | 0 | 1.00 | 2.00 | 3.00 | 2.0e-06 | 6,144 | 0 |",
         "| embedded, 1 rank | 1 | 2.00 | 2.00 | 3.00 | 3.0e-06 | 6,144 | 0 |",

@@ -8,15 +8,12 @@ import grpc
 from grpc import aio
 from prometheus_client import CollectorRegistry
 
-from fairlead import metrics
-from fairlead.config.infrastructure import KeysSection
 from fairlead.errors import InvalidInput
 from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
-from services.runtime.access.control import AccessControl
-from services.runtime.edge import EdgeInterceptor
 from services.runtime.error_reply import ErrorReply
 from services.runtime.rpc_call import current_call
+from tests.unit.fairlead.transports.weights.weights_wire import listening
 from tests.waiting import until
 
 
@@ -48,34 +45,25 @@ class _Outliving(pb_grpc.RewardServiceServicer):
             self.is_cancelled = True
         raise AssertionError
 
-    async def ScoreStream(self, request_iterator: object, context: object) -> None:  # type: ignore[override]
-        raise NotImplementedError
-
-    async def GetRewardInfo(self, request: object, context: object) -> pb.GetRewardInfoResponse:
-        raise NotImplementedError
+    def add_to(self, server: aio.Server) -> None:
+        pb_grpc.add_RewardServiceServicer_to_server(self, server)
 
 
 async def test_error_after_the_caller_cancelled_does_not_end_the_process() -> None:
     # gRPC's context has no call any more then, and asking it for the peer was a segmentation fault.
-    registry = CollectorRegistry()
-    access = AccessControl(KeysSection(), access_metrics=metrics.AccessMetrics(registry))
-    server = aio.server(interceptors=[EdgeInterceptor(metrics.ServerMetrics(registry), access)])
     servicer = _Outliving()
-    pb_grpc.add_RewardServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = pb_grpc.RewardServiceStub(channel).Score(pb.ScoreRequest())
-            await until(lambda: servicer.part is not None)
-            call.cancel()
-            await until(lambda: servicer.is_cancelled)
-            # Until gRPC has released the call.
-            await asyncio.sleep(0.1)
-            servicer.may_fail.set()
-            assert servicer.part is not None
-            reply = await servicer.part
-    finally:
-        await server.stop(None)
+    async with (
+        listening(servicer, CollectorRegistry()) as node,
+        aio.insecure_channel(node.address) as channel,
+    ):
+        call = pb_grpc.RewardServiceStub(channel).Score(pb.ScoreRequest())
+        await until(lambda: servicer.part is not None)
+        call.cancel()
+        await until(lambda: servicer.is_cancelled)
+        # Until gRPC has released the call.
+        await asyncio.sleep(0.1)
+        servicer.may_fail.set()
+        assert servicer.part is not None
+        reply = await servicer.part
     assert isinstance(reply, ErrorReply)
     assert reply.code is grpc.StatusCode.INVALID_ARGUMENT
