@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry
 from rich.console import Console
@@ -119,10 +119,10 @@ def _observed(
     return Observed(found, metrics_address(config, port), config.name, scheme), stop
 
 
-def prepare(config: RunConfig, stage: str, standby: Standby) -> None:
-    """Start the processes on standby that a stage can use; call it while an earlier stage runs."""
-    count = int(config.ranks.per_node == 1)
-    if stage == "ppo":
+def prepare(config: RunConfig, stages: Collection[str], standby: Standby) -> None:
+    """Start the processes on standby that stages can use one after the other; call it while another runs."""
+    count = len(stages) if config.ranks.per_node == 1 else 0
+    if "ppo" in stages:
         # vLLM and Triton import their own libraries; with the engine `trainer` there is no service.
         services = (config.policy, config.reward, config.reference)
         count += sum(section.replicas for section in services if section.engine in ("local", "transformers"))

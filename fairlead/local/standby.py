@@ -84,14 +84,15 @@ class Standby:
             self._locks = None
 
     def prepare(self, count: int, environment: Mapping[str, str]) -> None:
-        """Start `count` more processes with this environment.
+        """Start processes until `count` with this environment wait.
 
         Args:
             count: number of processes.
             environment: all their variables. A command may add variables named `FAIRLEAD_*` and change
                 `CUDA_VISIBLE_DEVICES`; libraries read others when they are imported.
         """
-        for _ in range(count):
+        known = sum(entry[1] == environment and entry[0].poll() is None for entry in self._waiting)
+        for _ in range(count - known):
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", launch.__file__, str(os.getpid())),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -56,10 +57,14 @@ def main() -> None:
     """Import, wait, run."""
     lock, *imports = sys.argv[1:]
     turn = _take_turn(Path(lock))
+    # Collections while millions of lasting objects are made find nothing, and take a tenth of the time.
+    gc.disable()
     for name in imports:
         # The command itself reports what it cannot import.
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    gc.freeze()
+    gc.enable()
     if turn is not None:
         turn.close()
     text = sys.stdin.buffer.read()

@@ -45,7 +45,7 @@ class Loop:
         """
         config, files = self.config, files_of(self.config)
         # A reward model is trained next.
-        local_run.prepare(round_config(config, 0), "reward_model", self.training.standby)
+        local_run.prepare(round_config(config, 0), ("reward_model",), self.training.standby)
 
         async def work() -> None:
             models = {"policy": config.folder.sft_model}
@@ -81,7 +81,7 @@ class Loop:
         if samples_next:
             # A reward model is trained next.
             following = round_config(self.config, number + 1)
-            local_run.prepare(following, "reward_model", self.training.standby)
+            local_run.prepare(following, ("reward_model",), self.training.standby)
 
         async def work() -> None:
             models = {"policy": config.folder.policy_model, "reward": config.folder.reward_model}

@@ -17,6 +17,7 @@ from fairlead.local import run as local_run
 from fairlead.local import serving
 from fairlead.local.restart_policy import EXIT_GUARDED
 from fairlead.local.standby import Standby
+from fairlead.rounds.configuration import round_config
 
 _SIGNALLED = 128
 
@@ -40,13 +41,14 @@ class Training:
     """Processes that may run a stage or a service."""
 
     def sft(self, config: RunConfig) -> None:
-        """Fine-tune; answers are generated next.
+        """Fine-tune; answers are generated next, and the first round's reward model and PPO follow.
 
         Raises:
             StageStopped: by a signal.
             ProcessFailed: the stage failed.
         """
         serving.prepare(config, 1, self.standby)
+        self._prepare_round(round_config(config, 0))
         self.stage(config, "sft")
 
     def reward_model(self, config: RunConfig) -> None:
@@ -57,8 +59,7 @@ class Training:
         Raises:
             StageStopped, ProcessFailed: as `sft`.
         """
-        serving.prepare(config, 1, self.standby)
-        local_run.prepare(config, "ppo", self.standby)
+        self._prepare_round(config)
         outdated = local_run.is_finished(config, "reward_model") and inputs.differences(
             "reward_model", config, inputs.collect("reward_model", config)
         )
@@ -72,6 +73,10 @@ class Training:
             StoppedByGuard: by a guard.
         """
         self.stage(config, "ppo")
+
+    def _prepare_round(self, config: RunConfig) -> None:
+        local_run.prepare(config, ("reward_model", "ppo"), self.standby)
+        serving.prepare(config, 1, self.standby)
 
     def stage(self, config: RunConfig, stage: str, *, force: bool = False) -> None:
         """Run a stage to its end; nothing is prepared to follow it.
