@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fairlead.cli.output import Json, fail, json_text, with_examples
+from fairlead.cli.output import Json, fail, json_text, print_in_full, with_examples
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,8 +101,8 @@ def agreement(
     if replaced := len(lines) - len(known):
         console.print(f"{replaced:,} lines were replaced by a later one of the same labeler on the same task")
     if groups:
-        console.print("", _by_group(groups, by), sep="\n")
-    console.print("", _by_labeler(labelers, last), sep="\n")
+        print_in_full(console, "", _by_group(groups, by))
+    print_in_full(console, "", _by_labeler(labelers, last))
 
 
 def _read(sources: Sequence[str]) -> Iterator[JudgedLine]:
@@ -156,7 +156,7 @@ def _show_whole(console: Console, whole: Agreement, position: PositionBias, leng
     if length.longer_wins is not None:
         slope = f"of {length.compared:,} pairs; odds grow as length to the power {length.slope:.2f}"
         table.add_row("longer wins", _percent(length.longer_wins), _interval(length.interval), slope)
-    console.print(table)
+    print_in_full(console, table)
     if not whole.tasks:
         console.print(
             f"none of the {whole.judgments:,} judgments shares a task with one of another labeler, so there "

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairlead.cli.output import ConfigOption, Json, RunPath, fail, run_folder, say, with_examples
+from fairlead.cli.output import (
+    ConfigOption,
+    Json,
+    RunPath,
+    fail,
+    print_in_full,
+    run_folder,
+    say,
+    with_examples,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,13 +108,13 @@ def show(console: Console, report: Report) -> None:
     figures = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     for name, value in _figures(report):
         figures.add_row(Text(name, "dim"), Text(value))
-    console.print(figures)
+    print_in_full(console, figures)
     if report.incarnations:
         console.print()
-        console.print(_incarnations(report))
+        print_in_full(console, _incarnations(report))
     for finding in report.findings:
         style = "red" if finding.is_error else "yellow"
-        console.print(Text.assemble((finding.kind.replace("_", " "), style), f": {finding.words}"))
+        print_in_full(console, Text.assemble((finding.kind.replace("_", " "), style), f": {finding.words}"))
     if report.is_clean:
         counts = f"{report.trained} trained and {report.dead} dead{_without_signal(report)}, each once"
         console.print(Text(f"clean: {counts}; none lost, none duplicated", "green"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairlead.cli.output import Json, Overrides, fail, json_text, need, with_examples
+from fairlead.cli.output import Json, Overrides, fail, json_text, need, print_in_full, with_examples
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -184,17 +184,17 @@ def _show(console: Console, reports: Sequence[SourceReport], notes: Sequence[str
         _show_sources(console, report)
     console.print()
     if any(report.lines for report in reports):
-        console.print(_lines(reports), "", sep="\n")
+        print_in_full(console, _lines(reports), "")
     lengths = _lengths(reports)
     if lengths.row_count:
-        console.print(lengths, "", sep="\n")
+        print_in_full(console, lengths, "")
     for note in notes if lengths.row_count else ():
-        console.print(Text(note, style="dim"))
+        print_in_full(console, Text(note, style="dim"))
     for report in reports:
         _show_keys(console, report)
     remarks = [(report.kind, remark) for report in reports for remark in _remarks(report)]
     for kind, remark in remarks:
-        console.print(Text.assemble((f"{kind}: ", "yellow"), remark))
+        print_in_full(console, Text.assemble((f"{kind}: ", "yellow"), remark))
     if remarks and any(report.errors for report in reports):
         console.print()
     for report in reports:
@@ -207,14 +207,14 @@ def _show_sources(console: Console, report: SourceReport) -> None:
     parts = {report.kind: report.sources, f"{report.kind}, held out": report.heldout_sources}
     for what, names in parts.items():
         if names:
-            console.print(Text.assemble(f"{what}: ", (", ".join(names), "dim")), soft_wrap=True)
+            print_in_full(console, Text.assemble(f"{what}: ", (", ".join(names), "dim")))
 
 
 def _show_errors(console: Console, report: SourceReport) -> None:
     from rich.text import Text
 
     for error in report.errors:
-        console.print(Text(error, style="red"), soft_wrap=True)
+        print_in_full(console, Text(error, style="red"))
     hidden = report.bad + report.broken - len(report.errors)
     if hidden:
         console.print(Text(f"and {hidden:,} more in {report.kind}; --limit shows more", style="dim"))
@@ -230,7 +230,7 @@ def _show_keys(console: Console, report: SourceReport) -> None:
         unread += f" and {hidden:,} more"
     for what, keys in (("read", read), ("not read:", unread)):
         if keys:
-            console.print(Text(f"{report.kind}: {what} {keys}", style="dim"))
+            print_in_full(console, Text(f"{report.kind}: {what} {keys}", style="dim"))
 
 
 def _errors(reports: Sequence[SourceReport]) -> str:

@@ -23,6 +23,7 @@ from fairlead.cli.output import (
     ConfigOption,
     Json,
     Overrides,
+    check_out,
     fail,
     say,
     with_examples,
@@ -253,7 +254,8 @@ def export(
         Form.ARGILLA: ["rank", "pair"],
         Form.LABEL_STUDIO: ["rank", "pair"],
     }
-    if out.is_dir() or not out.parent.is_dir():
+    check_out(out)
+    if not out.parent.is_dir():
         fail(f"--out: got {out}, allowed: a file in a folder that exists")
     wanted: dict[str, Any] = {"kinds": kinds[form], "cohorts": [cohort.value]}
     with client_of(address) as client:

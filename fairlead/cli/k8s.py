@@ -36,10 +36,13 @@ from fairlead.cli.output import (
     Overrides,
     fail,
     load_config,
+    print_in_full,
     with_examples,
 )
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from fairlead.k8s.processes import ProcessState
 
 _POLL_SECONDS = 1.0
@@ -250,7 +253,7 @@ def status(
     cluster.check_namespace(create=False)
     states = process_states(cluster)
     if states:
-        Console().print(_table(states))
+        print_in_full(Console(), _table(states))
     else:
         typer.echo(f"namespace {namespace} has no run{f' {run}' if run else ''}{other_runs(cluster)}")
 
@@ -320,7 +323,7 @@ def down(
     typer.echo(f"down; kept: {', '.join(kept)}{others}" if kept else f"down; nothing is kept{others}")
 
 
-def _table(states: list[ProcessState]) -> object:
+def _table(states: list[ProcessState]) -> RenderableType:
     """Return a table of the processes, and below it a line for each reason why pods are not ready."""
     from rich.console import Group
     from rich.table import Table

@@ -25,9 +25,11 @@ from fairlead.cli.k8s_options import (
     report,
     target_of,
 )
-from fairlead.cli.output import Overrides, fail, load_config, with_examples
+from fairlead.cli.output import Overrides, fail, load_config, print_in_full, with_examples
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from fairlead.k8s.runs import Run
 
 app = typer.Typer(
@@ -131,7 +133,7 @@ def list_runs(
     cluster.check_namespace(create=False)
     found = list(runs(cluster))
     if found:
-        Console().print(_table(found))
+        print_in_full(Console(), _table(found))
     else:
         typer.echo(f"namespace {namespace} has no runs")
 
@@ -177,7 +179,7 @@ def delete(
     typer.echo(f"deleted {name}; kept: {', '.join(kept)}" if kept else f"deleted {name}; nothing is kept")
 
 
-def _table(found: list[Run]) -> object:
+def _table(found: list[Run]) -> RenderableType:
     """Return a table of the runs, and below it a line for each that waits or has failed."""
     from rich.console import Group
     from rich.table import Table

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairlead.cli.output import Json, fail, say, with_examples
+from fairlead.cli.output import Json, fail, print_in_full, say, with_examples
 
 if TYPE_CHECKING:
     from fairlead.rpc.api_keys import ApiKey, KeyFile
@@ -116,7 +116,7 @@ def create(  # noqa: PLR0913, PLR0917 - a flag each
     except ValidationError as error:
         first = error.errors()[0]
         fail(f"{first['loc'][0]}: got {first['input']!r}, allowed: {first['msg']}")
-    with api_keys.editing(file.parent):
+    with api_keys.editing(file):
         found = _read(file) if file.exists() else api_keys.KeyFile()
         if found.get(name) is not None:
             fail(f"ID: got {name!r}, an id that {file} already has, allowed: a new id")
@@ -137,7 +137,7 @@ def list_keys(file: _File = _DEFAULT, json_lines: Json = False) -> None:
     table = Table("id", "scopes", "limits", "state", box=None)
     for key in keys:
         table.add_row(key.id, " ".join(key.scopes), _limits(key), _state(key))
-    Console().print(table)
+    print_in_full(Console(), table)
 
 
 def revoke(
@@ -146,7 +146,7 @@ def revoke(
     """Mark a key as revoked."""
     from fairlead.rpc import api_keys
 
-    with api_keys.editing(file.parent):
+    with api_keys.editing(file):
         found = _read(file)
         key = found.get(key_id)
         if key is None:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO, TypeVar
 
-from fairlead.cli.output import json_text
+from fairlead.cli.output import check_out, json_text
 from fairlead.data.files import scan_file
 from fairlead.data.lines import Line, parse
 from fairlead.errors import ConfigError, DataError, FairleadError
@@ -161,10 +161,15 @@ async def read_aside(items: Iterator[_Item], *, ahead: int) -> AsyncIterator[_It
 
 @contextmanager
 def writing(out: Path | None) -> Iterator[Callable[[Mapping[str, object]], None]]:
-    """Yield a function that writes a JSON line to standard output, or to a file that appears at the end."""
+    """Yield a function that writes a JSON line to standard output, or to a file that appears at the end.
+
+    Raises:
+        Exit: as in `check_out`.
+    """
     if out is None:
         yield lambda values: _write(sys.stdout, values)
         return
+    check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
@@ -241,7 +246,9 @@ def resumable(out: Path, *, added: frozenset[str], restart: bool) -> Iterator[Pa
 
     Raises:
         ConfigError: if another run is writing it.
+        Exit: as in `check_out`.
     """
+    check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     path = out.with_name(f".{out.name}.partial")
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:

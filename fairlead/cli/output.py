@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
     from fairlead.clients import ClientOptions
     from fairlead.config import RunConfig
 
@@ -113,6 +115,13 @@ def run_folder(run: Path) -> Path:
     return run
 
 
+def check_out(out: Path) -> None:
+    """Exit with an error if `--out` is a folder, a pipe or a device: the file would replace it."""
+    if out.exists() and not out.is_file():
+        kind = "a folder" if out.is_dir() else "a pipe or a device"
+        fail(f"--out: got {str(out)!r}, {kind}, allowed: a file, or a name that does not exist yet")
+
+
 def need(extra: str) -> None:
     """Exit with an install command if modules of an extra are missing; imports none of them."""
     from fairlead.errors import install_command
@@ -147,6 +156,26 @@ def json_text(values: object, *, encoding: str | None) -> str:
     except (LookupError, UnicodeEncodeError):
         pass
     return json.dumps(values, default=str)
+
+
+def print_in_full(console: Console, *parts: RenderableType) -> None:
+    """Print tables and lines in full, one after the other.
+
+    rich cuts what is wider than the terminal, or than 80 columns where there is none: whole columns of
+    figures would be missing in a log. A line that is too long for a terminal is wrapped by it.
+    """
+    from rich.console import Group
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    for part in parts:
+        if isinstance(part, Group):
+            print_in_full(console, *part.renderables)
+            continue
+        if isinstance(part, Table):
+            unlimited = console.options.update(max_width=sys.maxsize)
+            part.width = Measurement.get(console, unlimited, part).maximum
+        console.print(part, soft_wrap=True)
 
 
 def say(text: str, *, err: bool = False, **style: Any) -> None:  # noqa: ANN401 - typer's own styles

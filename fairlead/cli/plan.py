@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairlead.cli.output import ConfigFile, ConfigOption, Json, Overrides, load_config, with_examples
+from fairlead.cli.output import (
+    ConfigFile,
+    ConfigOption,
+    Json,
+    Overrides,
+    load_config,
+    print_in_full,
+    with_examples,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -153,7 +161,7 @@ def _show(found: RunPlan, folder: str) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for stage in found.stages:
         console.print(f"[bold]{stage.stage}[/bold]: {_sums(found, stage)}")
-        console.print(_table(list(stage.processes), console.width), soft_wrap=False)
+        print_in_full(console, _table(list(stage.processes)))
         console.print()
     disk = found.disk
     console.print(
@@ -194,8 +202,8 @@ def _sums(found: RunPlan, stage: StagePlan) -> str:
     return " and ".join(parts)
 
 
-def _table(processes: list[ProcessMemory], width: int) -> Table:
-    """Return a table with a row per process; columns that are empty or do not fit are left out."""
+def _table(processes: list[ProcessMemory]) -> Table:
+    """Return a table with a row per process; columns that are empty are left out."""
     from rich.table import Table
 
     from fairlead.planning.formulas import in_words
@@ -208,10 +216,6 @@ def _table(processes: list[ProcessMemory], width: int) -> Table:
         for column in _COLUMNS
     }
     shown = [column for column in _COLUMNS if any(_value(process, column) for process in processes)]
-    widths = {column: max(len(column), *map(len, cells[column])) + 2 for column in shown}
-    available = width - max(map(len, ("process", *names))) - 2
-    while len(shown) > 1 and sum(widths[column] for column in shown) > available:
-        shown.pop()
     rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     rows.add_column("process", no_wrap=True)
     for column in shown:

@@ -15,6 +15,7 @@ from fairlead.cli.output import (
     OptionalAddresses,
     Out,
     TimeoutSeconds,
+    check_out,
     connection,
     fail,
     say,
@@ -124,6 +125,8 @@ def _check_flags(
         fail("--prompt: got a file of JSON lines as well, allowed: --prompt with --response or --text")
     if out is not None and out.suffix in (".gz", ".parquet"):
         fail(f"--out: got {str(out)!r}, allowed: the name of a file of JSON lines")
+    if out is not None:
+        check_out(out)
     if restart and out is None:
         fail("--restart: got no --out, allowed: --restart with --out")
 

@@ -61,17 +61,18 @@ class RankingsFile:
 
 
 def _last_seq(path: Path) -> int:
+    """Return the place of the last whole line; if it has one, cut off an incomplete line after it."""
     if not path.exists():
         return 0
     with path.open("r+b") as file:
         data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
+        if not data:
+            return 0
+        try:
+            last = int(json.loads(whole.splitlines()[-1])["seq"])
+        except (ValueError, KeyError, TypeError, IndexError):
+            got = f"{path}, whose last whole line has no `seq`"
+            raise ConfigError("file", got=got, allowed="a file of followed rankings, or a new one") from None
         file.truncate(len(whole))
-    lines = whole.splitlines()
-    if not lines:
-        return 0
-    try:
-        return int(json.loads(lines[-1])["seq"])
-    except (ValueError, KeyError, TypeError):
-        got = f"{path}, whose last line has no `seq`"
-        raise ConfigError("file", got=got, allowed="a file of followed rankings, or a new one") from None
+    return last

@@ -45,7 +45,7 @@ async def test_verbs_add_tasks_invite_people_and_export(tmp_path: Path) -> None:
         assert "keep their overlap" in kept.stderr
 
         folder = await run("export", "--out", str(tmp_path))
-        assert (folder.exit_code, "allowed: a file in a folder that exists" in folder.stderr) == (2, True)
+        assert (folder.exit_code, "a folder, allowed: a file" in folder.stderr) == (2, True)
         nothing = await run("export", "--out", str(out))
         assert (nothing.exit_code, "allowed: one that a judgment matches" in nothing.stderr) == (2, True)
         for number in range(3):
