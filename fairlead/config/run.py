@@ -254,7 +254,8 @@ class RunConfig(BaseSettings):
 
     def data_path(self, path: str) -> Path:
         """Resolve a path of `[data]` against the folder of the run's file."""
-        return (self.base / path).resolve()
+        # Unlike `Path.resolve`, it leaves a loop of symbolic links to the one who opens the file.
+        return Path(os.path.realpath(self.base / path))
 
 
 def load(path: Path | None = None, *, overrides: Mapping[str, object] | None = None) -> RunConfig:

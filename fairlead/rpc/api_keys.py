@@ -153,11 +153,12 @@ def read(path: Path) -> KeyFile:
 
 
 def write(path: Path, file: KeyFile) -> None:
-    """Replace the key file atomically; only its owner can read it.
+    """Replace the key file atomically; only its owner can read it. A link stays one: its target is replaced.
 
     Raises:
         OSError: if it cannot be written.
     """
+    path = Path(os.path.realpath(path))
     values = file.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     text = json.dumps({"keys": values.get("keys", [])}, indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,8 +176,9 @@ def write(path: Path, file: KeyFile) -> None:
 
 
 @contextlib.contextmanager
-def editing(folder: Path) -> Iterator[None]:
-    """Lock the files in a folder against other writers, so that no change is lost."""
+def editing(path: Path) -> Iterator[None]:
+    """Lock the folder of a key file against other writers, so that no change is lost."""
+    folder = Path(os.path.realpath(path)).parent
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:

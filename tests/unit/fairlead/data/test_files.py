@@ -187,6 +187,12 @@ def test_common_mistakes_of_a_file_get_a_hint(tmp_path, content: bytes, hint: st
         load_prompts(config(tmp_path, prompts="p"))
 
 
+def test_link_to_itself_is_an_error_of_the_key(tmp_path):
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    with pytest.raises(ConfigError, match=r"prompts: got '.*loop\.jsonl', allowed: a readable file"):
+        load_prompts(config(tmp_path, prompts="loop.jsonl"))
+
+
 def test_overlong_line_is_not_read_completely(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 20)
     with gzip.open(tmp_path / "bomb.gz", "wb") as file:

@@ -272,3 +272,17 @@ def test_cli_creates_lists_and_revokes_keys(tmp_path: Path):
     assert ring.authenticate(f"Bearer {other.stdout.strip()}").scopes == ("score", "generate")
     assert "revoked" in run(app, ["keys", "list", "--file", str(file)]).stdout
     assert run(app, ["keys", "revoke", "nobody", "--file", str(file)]).exit_code == 2
+
+
+def test_verbs_follow_a_link_to_the_key_file(tmp_path: Path):
+    """A key that is revoked by the link is revoked for a service that reads the file itself."""
+    file, link = tmp_path / "etc" / "keys.json", tmp_path / "keys.json"
+    run = CliRunner().invoke
+    key = run(app, ["keys", "create", "search", "--file", str(file)]).stdout.strip()
+    link.symlink_to(file)
+    ring = KeyRing(KeysSection(file=str(file)), access_metrics=metrics.AccessMetrics(CollectorRegistry()))
+    assert ring.authenticate(f"Bearer {key}").id == "search"
+    assert run(app, ["keys", "revoke", "search", "--file", str(link)]).exit_code == 0
+    with pytest.raises(Unauthenticated, match="revoked"):
+        ring.authenticate(f"Bearer {key}")
+    assert link.is_symlink()
