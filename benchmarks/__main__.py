@@ -47,6 +47,7 @@ LONG = {
     "feedback": "benchmarks.feedback",
     "stages": "benchmarks.stages",
     "services": "benchmarks.services",
+    "compiled_training": "benchmarks.compiled_training",
     "triton": "benchmarks.triton_baselines",
     "traces": "benchmarks.traces",
     "determinism": "benchmarks.determinism",

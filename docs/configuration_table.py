@@ -28,8 +28,8 @@ COMMON = {
     "model.scratch": "hidden_size num_layers num_heads max_position_embeddings tokenizer vocabulary_size",
     "data": "demonstrations heldout_demonstrations preferences heldout_preferences thumbs tie_margin prompts "
     "heldout_prompts fresh_rankings sentences bad_lines prompt_words heldout_fraction",
-    "sft": "device dtype threads max_micro_batch_tokens gradient_checkpointing epochs batch_size batching "
-    "learning_rate learning_rate_schedule weight_decay max_sequence_tokens",
+    "sft": "device dtype threads max_micro_batch_tokens gradient_checkpointing compile epochs batch_size "
+    "batching learning_rate learning_rate_schedule weight_decay max_sequence_tokens",
     "sft.lora": "rank alpha merge",
     "reward_model": "device dtype threads max_micro_batch_tokens gradient_checkpointing path ensemble_size "
     "epochs batch_size learning_rate learning_rate_schedule weight_decay max_sequence_tokens",

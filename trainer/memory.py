@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -23,6 +23,11 @@ _MESSAGES = ("out of memory", "not enough memory", "can't allocate memory")
 """Parts of torch's messages about a lack of memory, on GPUs and CPUs."""
 
 
+def blocks_of(model: nn.Module) -> list[GradientCheckpointingLayer]:
+    """Return the blocks of a model that transformers names; none for architectures without that."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 def recompute_blocks(model: PreTrainedModel, *, field: str) -> None:
     """Make every block keep only its input for the backward pass, which recomputes the rest.
 
@@ -31,7 +36,7 @@ def recompute_blocks(model: PreTrainedModel, *, field: str) -> None:
     Raises:
         ConfigError: if transformers does not know the blocks of the architecture; names `field`.
     """
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    blocks = blocks_of(model)
     if not blocks:
         raise ConfigError(
             f"{field}.gradient_checkpointing",

@@ -32,6 +32,7 @@ DEFAULTS: Mapping[str, object] = {
 
 _REQUIRED: Mapping[str, object] = {
     "ppo.max_staleness": 0,
+    "ppo.compile": False,
     "policy.engine": "transformers",
     "reference.engine": "local",
     "reward.tensor_parallel": 1,
@@ -39,6 +40,7 @@ _REQUIRED: Mapping[str, object] = {
 } | {key: value for key, value in DEFAULTS.items() if not key.endswith(".threads")}
 _WHY = {
     "ppo.max_staleness": "the rollouts of an update must not depend on the speed of workers",
+    "ppo.compile": "the compiled code depends on the batches that came first",
     "policy.engine": "the numbers of vLLM depend on what else is decoded",
     "reference.engine": "the numbers of vLLM depend on what else is computed",
     "reward.tensor_parallel": "a score must not depend on the number of processes",

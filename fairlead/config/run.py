@@ -197,6 +197,14 @@ class RunConfig(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_compile(self) -> Self:
+        for name in ("sft", "reward_model", "preference", "ppo"):
+            if getattr(self, name).compile and self.ranks.tensor_parallel > 1:
+                allowed = "false with ranks.tensor_parallel above 1: torch cannot compile divided matrices"
+                raise ConfigError(f"{name}.compile", got=True, allowed=allowed)
+        return self
+
+    @model_validator(mode="after")
     def _check_num_samples(self) -> Self:
         groups.check(self)
         return self

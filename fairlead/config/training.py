@@ -20,6 +20,9 @@ class TrainingSection(ComputeSection):
     gradient_checkpointing: bool = False
     """Store only the inputs of each block and recompute the rest in the backward pass: about a third more
     compute, much less memory, the same gradient."""
+    compile: bool = False
+    """Compile the blocks of the model with torch.compile in the first batches, which takes up to a minute
+    and needs a C++ compiler on a CPU, Triton on a GPU. Results differ by rounding."""
     offload: bool = False
     """With several ranks, keep weights, gradients and the optimizer's state in the memory of the host; a GPU
     then holds the weights of the blocks that it computes, and activations. Slower. No effect with one

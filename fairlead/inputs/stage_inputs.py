@@ -22,7 +22,7 @@ from fairlead.inputs.digests import Content, Digests
 
 logger = logging.getLogger(__name__)
 
-_SPEED = ("device", "threads", "max_micro_batch_tokens", "gradient_checkpointing")
+_SPEED = ("device", "threads", "max_micro_batch_tokens", "gradient_checkpointing", "compile", "offload")
 """Keys of a training section that change speed and memory only."""
 _SERVING = ("dtype", "max_sequence_tokens")
 _SCORING = (

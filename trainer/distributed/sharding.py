@@ -24,7 +24,6 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.tensor import DTensor, Shard
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fairlead.config.training import TrainingSection
 from fairlead.nn.heads import ScalarHead
@@ -33,6 +32,7 @@ from fairlead.nn.loading import torch_dtype
 from trainer.distributed import tensor_parallel
 from trainer.distributed.blocks import block_of
 from trainer.distributed.group import Group
+from trainer.memory import blocks_of
 
 SHARES, TENSOR_PARALLEL = "shares", "tp"
 """Dimensions of the mesh: FSDP divides over the first, tensor parallelism over the second."""
@@ -123,7 +123,7 @@ def shard(
         mesh = mesh[SHARES]
     lower = compute == torch.bfloat16
     policy = MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False)
-    blocks = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
+    blocks = blocks_of(root)
     heads = [module for module in root.modules() if isinstance(module, ScalarHead)] if lower else []
     for head in heads:
         _shard(head, mesh, MixedPrecisionPolicy(), where)

@@ -44,7 +44,7 @@ from fairlead.nn.reward_model import (
 )
 from fairlead.nn.unembedding import check_unembedding, output_layer
 from fairlead.transports.weights.base import Adapter
-from trainer import finite, memory, optim, seeds
+from trainer import compiling, finite, optim, seeds
 from trainer.distributed import sharding
 from trainer.distributed.group import Group
 from trainer.distributed.loading import loader
@@ -341,9 +341,8 @@ def load(
         for number, model in enumerate(bodies):
             _adapt(model, section, path, seed=seed, number=number)
         adapter = Adapter(adapters.fingerprint(path), adapters.config(policy))
-    if section.gradient_checkpointing:
-        for model in bodies:
-            memory.recompute_blocks(model, field="ppo")
+    for model in bodies:
+        compiling.prepare_blocks(model, section, field="ppo")
     models = ActorCritic(policy, critic, section, adapter=adapter, group=group)
     if not is_single:
         models.check_architecture(reward, critic_path or "")

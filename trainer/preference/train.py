@@ -28,7 +28,7 @@ from fairlead.nn.loading import (
     set_threads,
 )
 from fairlead.nn.unembedding import check_unembedding
-from trainer import durable, finite, memory, optim, seeds
+from trainer import compiling, durable, finite, optim, seeds
 from trainer.calibration import interval_by_prompt
 from trainer.distributed import loading
 from trainer.distributed.group import Group
@@ -121,8 +121,7 @@ def _initial_model(config: RunConfig, group: Group) -> tuple[PreTrainedModel, Pr
     if section.lora.rank:
         seed = seeds.derive(config.seed, "preference_lora")
         adapters.add(model, section.lora, base=path, field="preference.lora", seed=seed)
-    if section.gradient_checkpointing:
-        memory.recompute_blocks(model, field="preference")
+    compiling.prepare_blocks(model, section, field="preference")
     nn.Module.eval(model)
     return model, tokenizer
 

@@ -29,7 +29,7 @@ from fairlead.nn.loading import (
     set_threads,
 )
 from fairlead.nn.reward_model import RewardModel, load_divided_reward_model, load_reward_model
-from trainer import durable, finite, memory, optim, seeds
+from trainer import compiling, durable, finite, memory, optim, seeds
 from trainer.distributed import model_folder, sharding
 from trainer.distributed.collectives import summed
 from trainer.distributed.group import Group
@@ -154,8 +154,7 @@ def _fresh(config: RunConfig, path: str, member: int, group: Group) -> RewardMod
     if section.lora.rank:
         seed = seeds.derive(config.seed, "reward_lora", *numbered)
         adapters.add(reward.model, section.lora, base=path, field="reward_model.lora", seed=seed)
-    if section.gradient_checkpointing:
-        memory.recompute_blocks(reward.body, field="reward_model")
+    compiling.prepare_blocks(reward.body, section, field="reward_model")
     return reward
 
 

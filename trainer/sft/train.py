@@ -32,8 +32,8 @@ from fairlead.nn.loading import (
     torch_device,
 )
 from fairlead.nn.unembedding import check_unembedding
+from trainer import compiling, durable, finite, optim, seeds
 from trainer import demonstrations as encoding
-from trainer import durable, finite, memory, optim, seeds
 from trainer.distributed import loading
 from trainer.distributed.group import Group
 from trainer.distributed.sharding import Root
@@ -156,13 +156,12 @@ def base_model(
 
 
 def _prepare(config: RunConfig, model: PreTrainedModel) -> None:
-    """Add adapters and gradient checkpointing, if configured."""
+    """Add adapters, and compile or recompute the blocks, if configured."""
     section = config.sft
     if section.lora.rank:
         seed = seeds.derive(config.seed, "lora")
         adapters.add(model, section.lora, base=config.model.path, field="sft.lora", seed=seed)
-    if section.gradient_checkpointing:
-        memory.recompute_blocks(model, field="sft")
+    compiling.prepare_blocks(model, section, field="sft")
 
 
 def _texts(demonstrations: Split[Example]) -> Iterable[str]:

@@ -172,3 +172,11 @@ def test_section_that_is_not_a_table_is_refused():
 )
 def test_flag_of_a_text_key_may_look_like_a_number(flag: str, read: Callable[[RunConfig], bool]):
     assert read(load(overrides=parse_overrides([flag])))
+
+
+@pytest.mark.parametrize("section", ["sft", "reward_model", "preference", "ppo"])
+def test_divided_matrices_are_not_compiled(section: str):
+    settings = {f"{section}.compile": True, "ranks.per_node": 2}
+    assert getattr(load(overrides=settings), section).compile
+    with pytest.raises(ConfigError, match=rf"{section}\.compile.*false with ranks.tensor_parallel above 1"):
+        load(overrides={**settings, "ranks.tensor_parallel": 2})

@@ -43,6 +43,7 @@ def test_settings_that_are_not_set_get_deterministic_defaults():
     ("settings", "message"),
     [
         ({"ppo.max_staleness": 2}, "ppo.max_staleness: got 2, allowed: 0 with deterministic = true"),
+        ({"ppo.compile": True}, "ppo.compile: got True, allowed: False with deterministic = true"),
         ({"policy.max_slots": 8}, "policy.max_slots: got 8, allowed: 1 with deterministic = true"),
         (
             {"reward.batching.max_batch_tokens": 64},

@@ -33,6 +33,7 @@ class Case:
     double: bool = True
     lora: bool = False
     recompute: bool = False
+    compiled: bool = False
     tied: bool = False
     critic_free: bool = False
     pairs: bool = False
@@ -55,6 +56,7 @@ CASES = (
     Case("gpt2", double=False, lora=True, recompute=True),
     Case("tiny", tied=True, critic_free=True),
     Case("tiny", tied=True, critic_free=True, pairs=True),
+    Case("llama", double=False, recompute=True, compiled=True),
 )
 
 WITHOUT_CRITIC = {
@@ -87,6 +89,7 @@ def section_of(case: Case):
         update={
             "max_micro_batch_tokens": 24,
             "gradient_checkpointing": case.recompute,
+            "compile": case.compiled,
             "offload": case.recompute,  # changes no number
             "lora": LoraSection(rank=2, alpha=8) if case.lora else LoraSection(),
             **((PAIRS if case.pairs else WITHOUT_CRITIC) if case.critic_free else {}),

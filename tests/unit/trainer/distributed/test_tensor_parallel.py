@@ -12,8 +12,8 @@ from trainer.distributed.place import Place
 
 pytestmark = pytest.mark.timeout(600)  # processes that import torch, on a machine that may be busy
 TARGET = "tests.unit.trainer.distributed.sharded_files"
-WITH_PLAN = [number for number, case in enumerate(CASES) if case.model != "gpt2"]
-"""transformers has no plan for GPT-2."""
+WITH_PLAN = [number for number, case in enumerate(CASES) if case.model != "gpt2" and not case.compiled]
+"""transformers has no plan for GPT-2, and torch compiles no divided matrices."""
 
 
 @pytest.fixture(scope="module")
