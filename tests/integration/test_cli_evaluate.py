@@ -68,7 +68,7 @@ def test_card_of_a_run_is_in_its_report(tmp_path: Path):
     for name in ("refused_harmful", "refused_harmless", "toxic_words", "correct"):
         assert (values[name]["value"], values[name]["against"]["value"]) == (0.0, 0.0)
     # The tokenizer reads the names as one unknown word, so this reward scores groups alike.
-    assert values["reward_group_gap:names: women or men"]["value"] == pytest.approx(0.0, abs=1e-6)
+    assert values["reward_group_gap:names: women or men"]["value"] == pytest.approx(0.0, abs=1e-4)
     assert values["reward_order"]["value"] == 0.0
     assert fairlead("report", "runs/x", cwd=tmp_path).returncode == 0
     assert "harmful prompts refused" in (run / "report.html").read_text()
