@@ -76,7 +76,7 @@ def by_group(tokens: RewardedTokens, section: PpoSection) -> Estimate:
         centred_B = centred_B / (outcomes.deviations_B + GROUP_EPSILON)
     elif section.group_scale == "batch" and len(centred_B) > 1:
         centred_B = centred_B / (outcomes.rewards_B.std() + GROUP_EPSILON)
-    return Estimate(_per_token(centred_B, tokens.mask_BT))
+    return Estimate(_per_token(centred_B, tokens))
 
 
 def by_leave_one_out(tokens: RewardedTokens, section: PpoSection) -> Estimate:
@@ -85,14 +85,14 @@ def by_leave_one_out(tokens: RewardedTokens, section: PpoSection) -> Estimate:
     """
     outcomes = Outcomes.of(tokens)
     sizes_B = outcomes.sizes_B
-    return Estimate(_per_token(outcomes.centred_B * sizes_B / (sizes_B - 1).clamp(min=1), tokens.mask_BT))
+    return Estimate(_per_token(outcomes.centred_B * sizes_B / (sizes_B - 1).clamp(min=1), tokens))
 
 
 def by_reinforce_plus_plus_baseline(tokens: RewardedTokens, section: PpoSection) -> Estimate:
     """Estimate by the reward of the whole answer less the mean of its group, at every token, whitened over
     the tokens of the batch (REINFORCE++-baseline, Hu et al. 2025).
     """
-    return Estimate(objective.whiten(_per_token(Outcomes.of(tokens).centred_B, tokens.mask_BT)))
+    return Estimate(objective.whiten(_per_token(Outcomes.of(tokens).centred_B, tokens)))
 
 
 def by_pairs(tokens: RewardedTokens, section: PpoSection) -> Estimate:
@@ -115,7 +115,7 @@ def by_pairs(tokens: RewardedTokens, section: PpoSection) -> Estimate:
         gap = scores[best] - scores[worst]
         if gap > GROUP_EPSILON:
             found[best], found[worst] = gap, -gap
-    return Estimate(_per_token(tokens.scores_B.new_tensor(found), tokens.mask_BT))
+    return Estimate(_per_token(tokens.scores_B.new_tensor(found), tokens))
 
 
 def pairs(advantages_B: Tensor) -> tuple[int, ...]:
@@ -130,8 +130,11 @@ def pairs(advantages_B: Tensor) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """The rewards of whole answers in their groups. An answer without others has no baseline and no signal:
-    what is left of its mean, and the deviation, are 0.
+    """The rewards of whole answers in their groups, as float64. An answer without others has no baseline and
+    no signal: what is left of its mean, and the deviation, are 0.
+
+    In float32 the mean of equal rewards differs from them by up to 10⁻⁶, which `group_scale` would divide by
+    a deviation of the same size.
     """
 
     rewards_B: Tensor
@@ -146,7 +149,7 @@ class Outcomes:
     @classmethod
     def of(cls, tokens: RewardedTokens) -> Outcomes:
         """Return the outcomes of a batch."""
-        rewards_B = (tokens.rewards_BT * tokens.mask_BT).sum(1)
+        rewards_B = (tokens.rewards_BT.double() * tokens.mask_BT).sum(1)
         groups_B = tokens.groups_B
         sizes_G = torch.bincount(groups_B).to(rewards_B.dtype)
         centred_B = rewards_B - _sums(rewards_B, groups_B, sizes_G)[groups_B] / sizes_G[groups_B]
@@ -174,9 +177,9 @@ def _sums(values_B: Tensor, groups_B: Tensor, sizes_G: Tensor) -> Tensor:
     return torch.zeros_like(sizes_G).index_add_(0, groups_B, values_B)
 
 
-def _per_token(values_B: Tensor, mask_BT: Tensor) -> Tensor:
-    """Return the value of its answer at every response token [N]."""
-    return values_B.repeat_interleave(mask_BT.sum(1))
+def _per_token(values_B: Tensor, tokens: RewardedTokens) -> Tensor:
+    """Return the value of its answer at every response token [N], in the type of the rewards."""
+    return values_B.repeat_interleave(tokens.mask_BT.sum(1)).to(tokens.rewards_BT.dtype)
 
 
 def by_reinforce_plus_plus(tokens: RewardedTokens, section: PpoSection) -> Estimate:

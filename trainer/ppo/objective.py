@@ -160,11 +160,16 @@ def gae(
 
 
 def whiten(values_N: Tensor, *, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
-    """Scale to variance 1 (biased estimate), and to mean 0 unless `shift_mean` is False."""
-    mean = values_N.mean()
-    variance = values_N.var(unbiased=False)
-    whitened_N = (values_N - mean) * torch.rsqrt(variance + epsilon)
-    return whitened_N if shift_mean else whitened_N + mean
+    """Scale to variance 1 (biased estimate), and to mean 0 unless `shift_mean` is False.
+
+    Computed in float64: equal values have the mean 0 then, and not the rounding of a mean in float32 times
+    10⁴.
+    """
+    wide_N = values_N.double()
+    mean = wide_N.mean()
+    variance = wide_N.var(unbiased=False)
+    whitened_N = (wide_N - mean) * torch.rsqrt(variance + epsilon)
+    return (whitened_N if shift_mean else whitened_N + mean).to(values_N.dtype)
 
 
 def ratios(logprobs_N: Tensor, old_logprobs_N: Tensor) -> Tensor:

@@ -121,6 +121,24 @@ def test_groups_of_one_answer_or_of_equal_answers_give_no_signal_and_no_nan():
     assert figures == {"group_score_std": pytest.approx(2**0.5 / 2), "groups_without_signal": 0.5}
 
 
+@pytest.mark.parametrize("size", [3, 7, 16])
+def test_answers_of_equal_rewards_have_no_advantage_of_rounding(size):
+    """The mean of equal numbers in float32 is not that number; dividing by a deviation of 0 enlarges it."""
+    mask_BT = torch.ones(size, 1, dtype=torch.bool)
+    groups_B = torch.zeros(size, dtype=torch.long)
+    for number in range(10):
+        scores_B = torch.full((size,), 0.1 + 1.37 * number)
+        tokens = RewardedTokens(scores_B[:, None], mask_BT, scores_B, groups_B)
+        for estimator in {*OF_GROUPS, "reinforce++"}:
+            for scale in ("none", "group", "batch"):
+                changes = {"estimator": estimator, "group_scale": scale, "num_samples": 2}
+                section = PpoSection().model_copy(update=changes)
+                advantages_N = ESTIMATORS[estimator](tokens, section).advantages_N
+                assert advantages_N.dtype == scores_B.dtype
+                assert advantages_N.abs().max() < 1e-6
+        assert group_figures(scores_B, groups_B)["groups_without_signal"] == 1
+
+
 def test_pairs_are_the_best_and_the_worst_answer_of_each_group_that_has_them():
     """Of equal ones the first. Group 1 has one answer, group 3 equal ones, group 4 one that is learnt."""
     groups = [0, 0, 0, 0, 1, 2, 2, 2, 3, 3, 4, 4, 4]
