@@ -7,13 +7,14 @@ neither.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import math
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from fairlead.errors import ModelLoadError
 
 _SHOWN_CHARACTERS = 300
+_INSTALLED = ("site-packages", "dist-packages")
 _FORM = (
     "it gets a list of prompts and a list of responses, and returns a list with a number for each response"
 )
@@ -52,6 +54,11 @@ class RewardFunction:
             raise ModelLoadError(f"{name} is not a function but {type(function).__name__}")
         _check_signature(name, function)
         self._function = function
+        try:
+            self.version = digest(self.module, named)
+        except OSError as error:
+            raise ModelLoadError(f"its source cannot be read: {error}") from error
+        """A digest of the source that was imported."""
 
     def close(self) -> None:
         """Close the event loop of a function that is `async`."""
@@ -69,6 +76,10 @@ class RewardFunction:
         """
         try:
             found = self._called(prompts, responses)
+            if isinstance(found, str | bytes | Mapping | Set) or not isinstance(found, Iterable):
+                wrong = f"returned {_shown(found)} in place of a list: {_FORM}"
+                return [wrong] * len(responses)
+            values = list(found)  # runs the code of a generator
         except Exception as error:  # noqa: BLE001 - anything that the code of a user raises
             if len(responses) == 1:
                 traceback.print_exc()
@@ -78,9 +89,6 @@ class RewardFunction:
                 for prompt, response in zip(prompts, responses, strict=True)
                 for result in self.scores([prompt], [response])
             ]
-        if isinstance(found, str | bytes) or not isinstance(found, Iterable):
-            return [f"returned {str(found)[:40]!r} in place of a list: {_FORM}"] * len(responses)
-        values = list(found)
         if len(values) != len(responses):
             return [f"returned {len(values)} scores for {len(responses)} responses"] * len(responses)
         return [_checked(value) for value in values]
@@ -88,6 +96,39 @@ class RewardFunction:
     def _called(self, prompts: Sequence[object], responses: Sequence[str]) -> object:
         found = self._function(list(prompts), list(responses))
         return self._runner.run(_result(found)) if inspect.isawaitable(found) else found
+
+
+def digest(module: ModuleType, named: str) -> str:
+    """Return a version: a digest of the name of the function and of the source files that it consists of.
+
+    These are the file of its module, and those of the modules that it has imported from the same folder or
+    package; installed packages are not counted. A module of Python itself may have no file.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    total = hashlib.sha256(named.rpartition(":")[2].encode())
+    if not getattr(module, "__file__", None):
+        return total.hexdigest()[:12]
+    own = Path(inspect.getfile(module)).resolve()
+    top = sys.modules.get(module.__name__.partition(".")[0], module)
+    is_package = "." in module.__name__ or hasattr(module, "__path__")
+    root = Path(top.__file__).resolve().parent if is_package and top.__file__ else own.parent
+    files = {own}
+    for each in list(sys.modules.values()):
+        file = Path(getattr(each, "__file__", None) or "")
+        if file.suffix == ".py" and (found := file.resolve()).is_relative_to(root):
+            inside = found.relative_to(root).parts
+            if not any(part in _INSTALLED for part in inside) and (is_package or not _is_installed(root)):
+                files.add(found)
+    for file in sorted(files):
+        total.update(str(file.relative_to(root)).encode())
+        total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()[:12]
+
+
+def _is_installed(folder: Path) -> bool:
+    return folder.name in _INSTALLED
 
 
 def described(error: BaseException) -> str:
@@ -143,6 +184,14 @@ def _checked(value: object) -> float | str:
         return f"returned {value[:40]!r} in place of a number"
     try:
         score = float(value)  # type: ignore[arg-type]  # also numbers of numpy and tensors
-    except (TypeError, ValueError):
-        return f"returned {str(value)[:40]} in place of a number"
+    except Exception:  # noqa: BLE001 - the value may be of any class
+        return f"returned {_shown(value)} in place of a number"
     return score if math.isfinite(score) else f"returned {score}, which is not finite"
+
+
+def _shown(value: object) -> str:
+    """Return the beginning of what a function returned, without quotes unless it is a text."""
+    try:
+        return repr(value)[:40]
+    except Exception:  # noqa: BLE001 - the value may be of any class
+        return f"a {type(value).__name__}"

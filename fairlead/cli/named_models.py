@@ -217,8 +217,8 @@ class FunctionScorer:
 
     @property
     def version(self) -> str:
-        """See `Scorer`."""
-        return self._named
+        """See `Scorer`; with a digest of the source, so that samples of another one are not continued."""
+        return f"{self._named} {self._function.version}"
 
     async def scores(self, prompt: Prompt, answers: Sequence[str]) -> list[float]:
         """See `Scorer`; one call for all answers."""

@@ -6,8 +6,6 @@ the function prints becomes standard error. It ends when the service does: its i
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 import os
 import queue
@@ -15,14 +13,10 @@ import signal
 import sys
 import threading
 import traceback
-from pathlib import Path
-from types import ModuleType
 from typing import IO, Any
 
 from fairlead.errors import ModelLoadError
 from fairlead.reward_function import RewardFunction
-
-_INSTALLED = ("site-packages", "dist-packages")
 
 
 def main() -> int:
@@ -31,8 +25,17 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)  # the service finishes its requests
     lines = os.fdopen(os.dup(0), "r", encoding="utf-8")
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
     os.dup2(2, 1)
+
+    def detach() -> None:
+        # A process that the function forks must neither answer nor keep the service waiting for the end of
+        # this one.
+        for stream in (lines, output):
+            os.dup2(nothing, stream.fileno(), inheritable=False)
+
+    os.register_at_fork(after_in_child=detach)
     named = str(json.loads(lines.readline())["function"])
     batches = queue.Queue[list[dict[str, Any]]]()
     threading.Thread(target=_read, args=(lines, batches), name="batches", daemon=True).start()
@@ -44,45 +47,19 @@ def main() -> int:
         traceback.print_exc()
         _send(output, {"failed": str(error)})
         return 1
-    _send(output, {"version": digest(function.module, named)})
+    _send(output, {"version": function.version})
     while True:
         items = batches.get()
         prompts, responses = ([item[key] for item in items] for key in ("prompt", "response"))
         _send(output, {"results": function.scores(prompts, responses)})
 
 
-def digest(module: ModuleType, named: str) -> str:
-    """Return a version: a digest of the name of the function and of the source files that it consists of.
-
-    These are the file of its module, and those of the modules that it has imported from the same folder or
-    package; installed packages are not counted.
-    """
-    own = Path(inspect.getfile(module)).resolve()
-    top = sys.modules.get(module.__name__.partition(".")[0], module)
-    is_package = "." in module.__name__ or hasattr(module, "__path__")
-    root = Path(top.__file__).resolve().parent if is_package and top.__file__ else own.parent
-    files = {own}
-    for each in list(sys.modules.values()):
-        file = Path(getattr(each, "__file__", None) or "")
-        if file.suffix == ".py" and (found := file.resolve()).is_relative_to(root):
-            inside = found.relative_to(root).parts
-            if not any(part in _INSTALLED for part in inside) and (is_package or not _is_installed(root)):
-                files.add(found)
-    total = hashlib.sha256(named.rpartition(":")[2].encode())
-    for file in sorted(files):
-        total.update(str(file.relative_to(root)).encode())
-        total.update(hashlib.sha256(file.read_bytes()).digest())
-    return total.hexdigest()[:12]
-
-
-def _is_installed(folder: Path) -> bool:
-    return folder.name in _INSTALLED
-
-
 def _read(lines: IO[str], batches: queue.Queue[list[dict[str, Any]]]) -> None:
     for line in lines:
         batches.put(json.loads(line)["items"])
-    # The service has ended. The main thread may be in a function that never returns.
+    # The service has ended. The main thread may be in a function that never returns, or have forked others.
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(0)
 
 

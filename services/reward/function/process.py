@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _LOAD_SECONDS = 600.0
 """Time in which the module of the function is imported."""
+_END_SECONDS = 5.0
+"""Time in which a process ends after it has closed its output."""
 
 
 class FunctionProcess:
@@ -96,6 +99,8 @@ class FunctionProcess:
                 encoding="utf-8",
                 # Without the passwords and API keys of the run.
                 env={name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")},
+                # Ended as a group, with what the function has started.
+                start_new_session=True,
             )
         except OSError as error:
             raise ModelLoadError(f"reward.function {self._named} cannot be started: {error}") from error
@@ -122,7 +127,7 @@ class FunctionProcess:
 
         def end() -> None:
             expired.set()
-            process.kill()
+            _kill(process)
 
         limit = threading.Timer(seconds, end)
         limit.start()
@@ -133,7 +138,11 @@ class FunctionProcess:
         if line:
             found: dict[str, Any] = json.loads(line)
             return found
-        code = process.wait()
+        try:
+            code = process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:  # it has closed the pipe and runs on
+            _kill(process)
+            code = process.wait()
         if expired.is_set():
             raise _EndedError(
                 f"did not return within {seconds:g} s (reward.function_timeout_seconds), and was ended"
@@ -141,12 +150,18 @@ class FunctionProcess:
         raise _EndedError(f"its process has ended: {describe_exit(code)}")
 
     def _end(self, process: subprocess.Popen[str]) -> None:
-        process.kill()
+        _kill(process)
         process.wait()
         for stream in (process.stdin, process.stdout):
             assert stream is not None
             with suppress(OSError):
                 stream.close()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill the process and those that it has started; also where only these are left."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 class _EndedError(Exception):

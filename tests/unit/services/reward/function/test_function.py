@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from services.reward.function.scorer import FunctionScorer
 from tests.unit.services.reward.reward_world import reward_service
 
 SOURCE = """
-    import asyncio, os, time
+    import asyncio, multiprocessing, os, time
     from points import FACTOR
 
     def score(prompts, responses):
@@ -37,6 +38,28 @@ SOURCE = """
         if not isinstance(prompt, str):
             return FACTOR * sum(len(turn["content"]) for turn in prompt)
         return {"nan": float("nan"), "text": "1", "none": None}.get(response) or FACTOR * int(response)
+
+    def lazy(prompts, responses):
+        for response in responses:
+            yield float(response)
+
+    def as_set(prompts, responses):
+        return {float(response) for response in responses}
+
+    def bare(prompts, responses):
+        class Bare:
+            def __iter__(self):
+                raise TypeError("no numbers within")
+        return Bare() if len(responses) == 1 else [10 ** 400, *range(1, len(responses))]
+
+    def forking(prompts, responses):
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+        process.start()
+        with open(prompts[0], "a") as file:
+            file.write(f"{process.pid} ")
+        if responses[0] == "hang":
+            process.join()
+        return [1.0] * len(responses)
 
     def wrong(prompts, responses):
         return [1.0]
@@ -155,3 +178,56 @@ def test_a_wrong_number_of_scores_is_an_error_of_every_item(source: Path):
         assert all("returned 1 scores for 2 responses" in str(one) for one in results(scorer, "1", "2"))
     finally:
         scorer.close()
+
+
+def test_what_a_function_returns_is_read_where_its_errors_are_caught(source: Path):
+    """A generator runs while it is read, and a number of any class may refuse to be one."""
+    named = {name: FunctionScorer(f"{source}:{name}", section()) for name in ("lazy", "as_set", "bare")}
+    try:
+        pids = [scorer._process._process.pid for scorer in named.values()]
+        assert results(named["lazy"], "1", "2") == [1.0, 2.0]
+        first, second = results(named["lazy"], "1", "x")
+        assert first == 1.0
+        assert "raised ValueError: could not convert string to float: 'x'" in str(second)
+        for found in results(named["as_set"], "2", "1"):  # a set has its own order
+            assert "returned {1.0, 2.0} in place of a list" in str(found)
+        first, second = results(named["bare"], "1", "2")
+        assert "in place of a number" in str(first)
+        assert second == 1.0
+        assert "raised TypeError: no numbers within" in str(results(named["bare"], "1")[0])
+        assert pids == [scorer._process._process.pid for scorer in named.values()]  # none has ended
+    finally:
+        for scorer in named.values():
+            scorer.close()
+
+
+def test_processes_that_a_function_forks_neither_delay_the_service_nor_stay(source: Path, tmp_path: Path):
+    file = str(tmp_path / "pids")
+    scorer = FunctionScorer(f"{source}:forking", section(function_timeout_seconds=0.5))
+
+    def forked() -> list[int]:
+        return [int(pid) for pid in Path(file).read_text().split()]
+
+    try:
+        [score] = scorer.score(scorer.encode([TextPair(file, "fine")]))
+        assert score == 1.0
+        assert len(forked()) == 1
+        os.kill(forked()[0], 0)
+        [hung] = scorer.score(scorer.encode([TextPair(file, "hang")]))
+        assert "did not return within 0.5 s" in str(hung)
+        [score] = scorer.score(scorer.encode([TextPair(file, "fine")]))
+        assert score == 1.0
+    finally:
+        scorer.close()
+    deadline = time.monotonic() + 20
+    while any(map(_runs, forked())):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _runs(pid: int) -> bool:
+    """Return whether a process exists and is no zombie, as one whose parent has ended may stay."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
