@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 
 from fairlead.judgments.calibration import accuracy, expected_calibration_error
 from fairlead.judgments.resampling import ratio_interval
+from fairlead.judgments.shares import wilson_interval
 
 MIN_PAIRS = 30
 """With fewer comparisons a temperature is meaningless: its standard error is about half its value."""
@@ -25,11 +26,15 @@ def interval_by_prompt(margins: Mapping[str, Sequence[float]], *, seed: int) -> 
 
     Pairs of one prompt share its difficulty and its responses, so they carry less information than as many
     independent trials; Wilson's interval is too narrow (Efron 1979, resampling the independent unit).
+    Where all prompts have the same accuracy, resampling says nothing: then it is Wilson's of the prompts.
     """
     groups = [found for found in margins.values() if found]
     if not groups:
         return 0.0, 1.0
-    right_G = [accuracy(found) * len(found) for found in groups]
+    shares_G = [accuracy(found) for found in groups]
+    if len(set(shares_G)) == 1:
+        return wilson_interval(shares_G[0], len(groups))
+    right_G = [share * len(found) for share, found in zip(shares_G, groups, strict=True)]
     return ratio_interval(right_G, [len(found) for found in groups], seed=seed)
 
 

@@ -214,7 +214,7 @@ def growth(found: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str, object
                 for own, line in zip(scores, found, strict=True)
             ]
             row[key] = fmean(best)
-            row[f"{key}_interval"] = list(mean_interval(best, seed=seed))
+            row[f"{key}_interval"] = list(mean_interval(best, seed=seed)) if len(best) > 1 else None
         rows.append(row)
     ended = [one["finish_reason"] == "stop" for line in found for one in line["responses"]]
     return {"prompts": len(found), "ended": fmean(ended), "best_of_n": rows}
@@ -269,8 +269,8 @@ def _report(out: Path, figures: Mapping[str, Any], found: Sequence[Mapping[str, 
     keys = [key for key in names if key in rows[0]]
 
     def cell(row: Mapping[str, Any], key: str) -> str:
-        low, high = row[f"{key}_interval"]
-        return f"{row[key]:+.3f} ({low:+.3f} … {high:+.3f})"
+        interval = row[f"{key}_interval"]
+        return f"{row[key]:+.3f}" + (f" ({interval[0]:+.3f} … {interval[1]:+.3f})" if interval else "")
 
     cells = [[str(row["n"]), f"{row['kl_bound']:.2f}", *(cell(row, key) for key in keys)] for row in rows]
     columns = ["n", "KL at most, nats", *(names[key] for key in keys)]
@@ -283,7 +283,8 @@ def _report(out: Path, figures: Mapping[str, Any], found: Sequence[Mapping[str, 
         f"{figures['ended']:.0%} ended.",
         "",
         "Expected score of the answer that the reward prefers among n, over all ways to draw n of the "
-        f"{figures['n']} (Nakano et al. 2021), with 95% intervals by resampling prompts.",
+        f"{figures['n']} (Nakano et al. 2021), with 95% intervals by resampling prompts; a single prompt has "
+        "none.",
         "",
         sampled.table(columns, cells),
         f"{figures['demonstrations']} demonstrations are in demonstrations.jsonl; "

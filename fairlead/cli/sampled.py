@@ -164,8 +164,9 @@ def _claim(out: Path, settings: Mapping[str, object], *, restart: bool) -> None:
 
 
 def _shown(value: object) -> str:
+    """Return a value as text whose middle may be left out: paths begin alike, versions end differently."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return text if len(text) <= 60 else f"{text[:19]}…{text[-40:]}"
 
 
 def _read(path: Path) -> Iterator[Found]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fairlead.judgments import resampling
+from fairlead.judgments.shares import wilson_interval
 
 RESAMPLES = 2_000
 """Bootstrap samples of an interval."""
@@ -20,7 +21,8 @@ class WinRate:
     rate: float
     """Mean over prompts of the mean verdict of their comparisons; a win is 1, a tie 0.5, a loss 0."""
     interval: tuple[float, float]
-    """95% interval of the rate."""
+    """95% interval of the rate: by resampling prompts; where all of them have the same rate, which leaves
+    nothing to resample, Wilson's of as many trials, the widest for any verdicts with that mean."""
     wins: int
     """Comparisons that A wins."""
     ties: int
@@ -50,10 +52,12 @@ def win_rate(verdicts: Sequence[Sequence[float]], *, seed: int) -> WinRate:
         seed: of the bootstrap.
     """
     means = [float(np.mean(own)) for own in verdicts]
+    rate = float(np.mean(means))
+    varies = len(set(means)) > 1
     flat = [value for own in verdicts for value in own]
     return WinRate(
-        rate=float(np.mean(means)),
-        interval=mean_interval(means, seed=seed),
+        rate=rate,
+        interval=mean_interval(means, seed=seed) if varies else wilson_interval(rate, len(means)),
         wins=sum(value > 0.5 for value in flat),
         ties=sum(value == 0.5 for value in flat),
         losses=sum(value < 0.5 for value in flat),

@@ -109,22 +109,22 @@ def cells(row: Mapping[str, Any], *, compared: bool) -> list[str]:
     if before is None:
         return [row["title"], str(row["n"]), "", after, "", row["better"]]
     change = row["change"]
-    low, high = change["interval"]
-    difference = with_interval(change["value"], (low, high), unit, signed=True) + (
-        " *" if low > 0 or high < 0 else ""
-    )
+    difference = with_interval(change["value"], change["interval"], unit, signed=True)
+    if change["interval"] is not None:
+        low, high = change["interval"]
+        difference += " *" if low > 0 or high < 0 else ""
     shown = with_interval(before["value"], before["interval"], unit)
     return [row["title"], str(row["n"]), shown, after, difference, row["better"]]
 
 
-def with_interval(value: float, interval: Sequence[float], unit: str, *, signed: bool = False) -> str:
-    """Return a value and its interval as text, shares in percent."""
+def with_interval(value: float, interval: Sequence[float] | None, unit: str, *, signed: bool = False) -> str:
+    """Return a value and its interval, if it has one, as text, shares in percent."""
     sign = "+" if signed else ""
-    if unit == "share":
-        return f"{value:{sign}.1%} ({interval[0]:{sign}.0%} to {interval[1]:{sign}.0%})"
     digits = 1 if unit == "tokens" else 3
-    low, high = (f"{end:{sign}.{digits}f}" for end in interval)
-    return f"{value:{sign}.{digits}f} ({low} to {high})"
+    form, of_end = (f"{sign}.1%", f"{sign}.0%") if unit == "share" else (f"{sign}.{digits}f",) * 2
+    if interval is None:
+        return f"{value:{form}}"
+    return f"{value:{form}} ({interval[0]:{of_end}} to {interval[1]:{of_end}})"
 
 
 def summary(values: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -32,8 +32,8 @@ class Measured:
 
     value: float
     """The value."""
-    interval: Interval
-    """95% interval."""
+    interval: Interval | None
+    """95% interval; None for the mean of one item, which cannot be resampled."""
     n: int
     """Items that it is made of."""
 
@@ -50,8 +50,8 @@ class Figure:
     """Of the model that is evaluated, or of the reward or judge."""
     against: Measured | None = None
     """Of the model that it is compared with; None where there is none."""
-    change: tuple[float, Interval] | None = None
-    """Model minus the other on the same items, with a 95% interval."""
+    change: tuple[float, Interval | None] | None = None
+    """Model minus the other on the same items, with a 95% interval as above."""
 
     @property
     def title(self) -> str:
@@ -74,7 +74,8 @@ class Figure:
         if self.against is not None:
             found["against"] = _as_json(self.against)
         if self.change is not None:
-            found["change"] = {"value": self.change[0], "interval": list(self.change[1])}
+            value, interval = self.change
+            found["change"] = {"value": value, "interval": _listed(interval)}
         return found
 
 
@@ -276,7 +277,7 @@ def _means(name: str, lines: Sequence[Line], of: Callable[[Answer], float], *, s
     change = None
     if len(columns) == 2:
         gaps = [one - other for one, other in zip(*columns, strict=True)]
-        change = (fmean(gaps), mean_interval(gaps, seed=seed))
+        change = (fmean(gaps), _resampled(gaps, seed=seed))
     yield Figure(name, DEFINITIONS[name], measured[0], measured[1] if change else None, change)
 
 
@@ -305,7 +306,7 @@ def _differences(
     change = None
     if len(gaps) == 2:
         change_of = [one - other for one, other in zip(*gaps, strict=True)]
-        change = (fmean(change_of), mean_interval(change_of, seed=seed))
+        change = (fmean(change_of), _resampled(change_of, seed=seed))
     yield Figure(name, DEFINITIONS[name], measured[0], measured[1] if change else None, change)
 
 
@@ -329,8 +330,16 @@ def _share(values: Sequence[bool]) -> Measured:
 
 
 def _mean(values: Sequence[float], *, seed: int) -> Measured:
-    return Measured(fmean(values), mean_interval(values, seed=seed), len(values))
+    return Measured(fmean(values), _resampled(values, seed=seed), len(values))
+
+
+def _resampled(values: Sequence[float], *, seed: int) -> Interval | None:
+    return mean_interval(values, seed=seed) if len(values) > 1 else None
+
+
+def _listed(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else list(interval)
 
 
 def _as_json(measured: Measured) -> dict[str, Any]:
-    return {"value": measured.value, "interval": list(measured.interval), "n": measured.n}
+    return {"value": measured.value, "interval": _listed(measured.interval), "n": measured.n}

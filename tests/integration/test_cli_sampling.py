@@ -89,7 +89,11 @@ def test_compare_by_gold_and_by_people(services: dict[str, str], folder: Path):
     assert same.returncode == 0, same.stderr
     found = json.loads((folder / "same" / "report.json").read_text())
     # One policy with one seed gives the same answers, which tie.
-    assert (found["win_rate"], found["ties"], found["interval"]) == (0.5, 10, [0.5, 0.5])
+    assert (found["win_rate"], found["ties"], found["interval"]) == (
+        0.5,
+        10,
+        pytest.approx([0.237, 0.763], abs=1e-3),
+    )
     assert found["groups"].keys() == {"a", "b"}
     people = fairlead(*command, "--out", "people", "--n", 2, cwd=folder)
     assert people.returncode == 0, people.stderr

@@ -32,6 +32,9 @@ from trainer.sequences import TokenSequence
 
 logger = logging.getLogger(__name__)
 
+_WARNED_SHARE = 0.05
+"""Share of scores beyond `ppo.score_clip` above which a warning is logged: a few are what it is for."""
+
 
 def initial_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the policy that a run starts from, with the template that is configured for it.
@@ -143,6 +146,7 @@ class Learner:
         """λ of a constrained reward, for the next update."""
         self.scale = ScoreScale()
         """Mean and deviation of all scores so far; stays empty without `normalise_scores`."""
+        self._has_warned_of_clip = False
         self.missing_eos_penalty = missing_eos.of_settings(section)
         """Penalty of a missing end; None until the first batch determines it."""
         if self.missing_eos_penalty is None and score_deviation is not None:
@@ -195,6 +199,7 @@ class Learner:
             scale=self.scale,
             max_new_tokens=self._max_new_tokens,
         )
+        self._warn_of_clip(rollouts)
         figures["kl_coefficient"] = beta
         figures |= self._term_figures(rollouts)
         on_phase("train")
@@ -235,6 +240,20 @@ class Learner:
             for row in rows
         ]
         return replace(rollouts, scores_B=rollouts.scores_B.new_tensor(scores))
+
+    def _warn_of_clip(self, rollouts: RolloutBatch) -> None:
+        """Warn once if many scores are beyond the clip: answers whose scores are there count as equal."""
+        section = self._section
+        beyond = objective.scaled_scores(rollouts.scores_B, section, self.scale).abs() > section.score_clip
+        share = float(beyond.float().mean())
+        if share <= _WARNED_SHARE or self._has_warned_of_clip or not self.models.group.is_first:
+            return
+        self._has_warned_of_clip = True
+        logger.warning(
+            "%.0f%% of the scores, which are %.3g to %.3g, are beyond ppo.score_clip = %g: differences among "
+            "them teach nothing; raise ppo.score_clip, scale the reward, or set ppo.normalise_scores = true",
+            *(100 * share, rollouts.scores_B.min(), rollouts.scores_B.max(), section.score_clip),
+        )
 
     def _term_figures(self, rollouts: RolloutBatch) -> dict[str, float]:
         """Return the mean of each term, and λ if it is adapted, which becomes that of the next update."""

@@ -43,10 +43,16 @@ def shaped_scores(scores_B: Tensor, cut_off_B: Tensor, section: PpoSection, scal
         section: whether to normalise, where to clip, and the penalty for a missing EOS; unset means 0.
         scale: mean and deviation of all scores so far; read only with `normalise_scores`.
     """
-    if section.normalise_scores:
-        scores_B = (scores_B - scale.mean) / (scale.deviation + SCALE_EPSILON)
+    scores_B = scaled_scores(scores_B, section, scale)
     penalty = section.missing_eos_penalty or 0.0
     return scores_B.clamp(-section.score_clip, section.score_clip) - penalty * cut_off_B
+
+
+def scaled_scores(scores_B: Tensor, section: PpoSection, scale: ScoreScale) -> Tensor:
+    """Return the scores [B], with `normalise_scores` as distances from the mean in deviations."""
+    if not section.normalise_scores:
+        return scores_B
+    return (scores_B - scale.mean) / (scale.deviation + SCALE_EPSILON)
 
 
 def overlong_penalties(lengths_B: Tensor, section: PpoSection, *, max_new_tokens: int) -> Tensor:

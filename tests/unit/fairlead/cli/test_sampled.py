@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
 
 from fairlead.cli import best_of_n, compare, sampled
+from fairlead.cli.named_models import FunctionScorer
 from fairlead.errors import ConfigError, DataError
 
 SETTINGS: dict[str, object] = {"n": 4, "added": ["responses"]}
@@ -93,6 +95,24 @@ def test_best_answers_that_ended_become_demonstrations(tmp_path: Path):
     assert rows[-1]["score"] == pytest.approx((9 + 3) / 2)  # type: ignore[index]
     assert rows[-1]["gold"] == pytest.approx((0 + 3) / 2)  # type: ignore[index]
     assert rows[0]["gold"] == pytest.approx((11 / 4 + 6 / 4) / 2)  # type: ignore[index]
+    [first, *_] = best_of_n.growth(FOUND[:1], seed=0)["best_of_n"]  # type: ignore[misc]
+    assert (first["score"], first["score_interval"]) == (3.5, None)  # one prompt has no interval
+
+
+def test_samples_scored_by_another_source_of_a_function_are_not_continued(tmp_path: Path):
+    file = tmp_path / "judge.py"
+    asked = sampled.read_prompts(write(tmp_path, {"prompt": "w"}))
+
+    async def work(one):
+        return {"responses": []}
+
+    for source, refused in (("1.0", False), ("1.0", False), ("2.0", True)):
+        file.write_text(f"def score(prompts, responses):\n    return [{source}] * len(responses)\n")
+        with closing(FunctionScorer(f"{file}:score", field="--reward")) as scorer:
+            settings = SETTINGS | {"reward": scorer.version}
+        expected = pytest.raises(ConfigError, match=r"reward: .*score [0-9a-f]{12}")
+        with expected if refused else nullcontext():
+            collect(tmp_path, asked, work, settings)
 
 
 def test_verdicts_of_people_return_to_the_policies(tmp_path: Path):

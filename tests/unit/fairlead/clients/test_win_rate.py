@@ -45,5 +45,8 @@ def test_win_rate_counts_ties_half_and_resamples_prompts():
     assert low == pytest.approx(found.rate - 1.96 * error, abs=0.01)
     assert high == pytest.approx(found.rate + 1.96 * error, abs=0.01)
     assert mean_interval([0.25], seed=1) == (0.25, 0.25)
+    for verdict, wide in ((1.0, (0.722, 1.0)), (0.5, (0.237, 0.763))):  # equal prompts: Wilson's of 10
+        assert win_rate([[verdict]] * 10, seed=0).interval == pytest.approx(wide, abs=0.001)
+    assert win_rate([[1.0, 1.0]], seed=0).interval == pytest.approx((0.207, 1.0), abs=0.001)
     groups = by_group(verdicts, ["a", "b", "a", "b"] * 50, seed=0)
     assert {name: rate.rate for name, rate in groups.items()} == {"a": 0.875, "b": 0.25}

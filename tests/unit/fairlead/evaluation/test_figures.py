@@ -212,3 +212,13 @@ def test_instruments_with_a_judge_that_is_always_right_and_one_that_never_answer
     silent = instruments(dict.fromkeys(truth))
     assert all(figure.model.value == 0.0 for figure in silent if figure.name.startswith("judge_right"))
     assert not [figure for figure in instruments({}) if figure.name.startswith("judge_right")]
+
+
+def test_mean_of_one_item_has_no_interval_and_no_star():
+    [length] = [
+        one
+        for one in figures([answered("harmful", "one two", "one")], ["safety"], seed=0)
+        if one.definition.unit == "tokens"
+    ]
+    assert (length.model.value, length.model.interval, length.change) == (2, None, (1, None))
+    assert card.cells(length.as_json(), compared=True)[2:5] == ["1.0", "2.0", "+1.0"]

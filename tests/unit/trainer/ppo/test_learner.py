@@ -425,3 +425,14 @@ def test_multiplier_of_a_constraint_follows_the_cost_and_is_in_the_checkpoint(mo
     fixed = combined.model_copy(update={"multiplier_step": 0.0})
     ours = Learner(fresh, SECTION, temperature=0.7, seed=0, combined=fixed)
     assert ours.learn(given, update=1)["reward"] == 99.0
+
+
+def test_scores_beyond_the_clip_are_reported_once(models, caplog):
+    """A reward function of 0 to 100 would teach nothing above `score_clip`."""
+    trained = Learner(copy.deepcopy(models), with_changes(score_clip=10.0), temperature=1.0, seed=0)
+    batch = rollouts()  # scores 1, 9, −1 and 0.5
+    trained.learn(batch, update=0)
+    assert "score_clip" not in caplog.text
+    for update in (1, 2):
+        trained.learn(dataclasses.replace(batch, scores_B=batch.scores_B * 20), update=update)
+    assert caplog.text.count("75% of the scores, which are -20 to 180, are beyond ppo.score_clip = 10") == 1

@@ -167,6 +167,8 @@ def test_interval_by_prompt_resamples_prompts():
     assert calibration.interval_by_prompt(once, seed=1) == pytest.approx(expected, abs=0.015)
     assert calibration.interval_by_prompt(ten, seed=1) == pytest.approx(expected, abs=0.015)
     assert calibration.interval_by_prompt({}, seed=1) == (0.0, 1.0)
+    right = {str(prompt): [1.0, 1.0] for prompt in range(10)}  # nothing to resample: Wilson's of 10 prompts
+    assert calibration.interval_by_prompt(right, seed=1) == pytest.approx((0.722, 1.0), abs=0.001)
 
 
 def test_bag_of_words_matches_the_optimum_by_bisection():
