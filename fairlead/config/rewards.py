@@ -40,6 +40,8 @@ class RewardTerm(Section):
         given = [name for name, value in kinds.items() if value]
         if len(given) != 1:
             raise ValueError(f"exactly one of {', '.join(kinds)}, not {' and '.join(given) or 'none'}")
+        if _differs(self, "max_words") and self.shape != "length":
+            raise ValueError(f"max_words {self.max_words} has no effect without shape = 'length': remove it")
         return self
 
 
@@ -75,6 +77,15 @@ class CombinedSection(Section):
             raise ValueError(f"constrained = {self.constrained!r} is not one of {', '.join(self.terms)}")
         if self.constrained and len(self.terms) < 2:
             raise ValueError("rule = 'constraint' needs another term than the constrained one")
+        for name in ("limit", "multiplier", "multiplier_step"):
+            value = getattr(self, name)
+            if _differs(self, name) and not self.constrained:
+                raise ValueError(f"{name} {value} has no effect with rule = {self.rule!r}: remove it")
+        if self.constrained and _differs(self.terms[self.constrained], "weight"):
+            raise ValueError(
+                f"the weight of {self.constrained!r} has no effect, because it is constrained: remove it, or "
+                "set multiplier"
+            )
         return self
 
     @property
@@ -105,3 +116,7 @@ class CombinedSection(Section):
             mean: mean of the constrained term over its answers.
         """
         return max(0.0, multiplier + self.multiplier_step * (mean - self.limit))
+
+
+def _differs(section: Section, name: str) -> bool:
+    return bool(getattr(section, name) != type(section).model_fields[name].default)

@@ -435,6 +435,9 @@ def _config_error(error: ValidationError) -> ConfigError:
     elif key.endswith("redis_url") or _CREDENTIALS.search(str(got)):
         # Not quoted: it may contain a password.
         got = "an invalid URL"
+    elif isinstance(got, Mapping):
+        # A section whose settings contradict each other; the message names them.
+        got = "settings that do not fit together"
     return ConfigError(key, got=got, allowed=first["msg"].removeprefix("Value error, "))
 
 

@@ -411,8 +411,11 @@ class PpoSection(TrainingSection):
                 f"{' or '.join(map(str, allowed))}"
             )
         if self.batch_size % self.mini_batch_size:
+            fit = [size for size in range(1, self.batch_size + 1) if self.batch_size % size == 0]
+            nearest = sorted(sorted(fit, key=lambda size: abs(size - self.mini_batch_size))[:2])
             raise ValueError(
-                f"mini_batch_size {self.mini_batch_size} does not divide batch_size {self.batch_size}"
+                f"mini_batch_size {self.mini_batch_size} does not divide batch_size {self.batch_size}; set "
+                f"it to {' or '.join(map(str, nearest))}"
             )
         return self
 

@@ -115,9 +115,22 @@ class Evaluation:
             self._heldout_reward = HeldoutReward(config)
         self.best: BestUpdate | None = None
         """The best update so far; None before the first evaluation."""
+        self._warn_without_divergence()
         self._waits_for = "waiting for an answer"
         # One event loop for all evaluations: late events of gRPC need it open.
         self._runner: asyncio.Runner | None = None
+
+    def _warn_without_divergence(self) -> None:
+        """Warn if the best update is chosen by nothing but the score that PPO maximises."""
+        is_in_trainer = self._config.reference.engine == "trainer"
+        if not self._prompts or self._heldout_reward is not None or not self._config.ppo.final_kl_coefficient:
+            return
+        if is_in_trainer or not self._section.temperature:
+            logger.warning(
+                "with %s evaluations measure no KL, so policy_best is the update with the highest score, "
+                "which may be one that exploits the reward; set evaluation.reward_model to a second one",
+                "reference.engine = 'trainer'" if is_in_trainer else "evaluation.temperature = 0",
+            )
 
     def is_due(self, update: int) -> bool:
         """Return whether the weights after this many updates are evaluated."""
@@ -193,8 +206,17 @@ class Evaluation:
         if best is None:
             return {"best": None}
         numbers = {"reward": best.reward, "objective": best.objective, "heldout_reward": best.heldout_reward}
-        judge = self._section.reward_model
-        return {"best": {"version": str(best.version), "reward_model": judge, **numbers}}
+        return {"best": {"version": str(best.version), **numbers, "measured_by": self._measured_by()}}
+
+    def _measured_by(self) -> dict[str, object]:
+        """Return the settings that objectives depend on, so that only comparable ones are compared."""
+        keys = [f"evaluation.{key}" for key in ("reward_model", "temperature", "num_prompts")]
+        keys += [f"reward.{key}" for key in ("engine", "path", "function", "combined", "ensemble")]
+        keys += [f"ppo.{key}" for key in ("missing_eos_penalty", "normalise_scores")]
+        keys += ["data.heldout_prompts", "sampling.max_new_tokens", "sampling.stop_strings"]
+        values = self._config.model_dump(mode="json")
+        found = {key: values[key.partition(".")[0]][key.partition(".")[2]] for key in keys}
+        return found | {"ppo.kl_coefficient": self._config.ppo.final_kl_coefficient}
 
     def load_state(self, state: Mapping[str, object]) -> None:
         """Restore what `state` returned.
@@ -211,11 +233,16 @@ class Evaluation:
                 float(content.get("objective", content["reward"])),
                 None if (heldout := content.get("heldout_reward")) is None else float(heldout),
             )
-            judge = content.get("reward_model", "") if content else self._section.reward_model
+            before = dict(content.get("measured_by", {})) if content else {}
         except (KeyError, TypeError, ValueError, InvalidInput) as error:
             raise CorruptCheckpoint(f"the checkpoint has an invalid best evaluation: {error!r}") from error
-        if judge != self._section.reward_model:
-            logger.warning("another evaluation.reward_model than before: the best update so far is forgotten")
+        now = self._measured_by()
+        # Checkpoints of other releases may have other keys.
+        if changed := [key for key in now.keys() & before.keys() if now[key] != before[key]]:
+            logger.warning(
+                "the best update so far, %s, was chosen with another %s and is forgotten",
+                *(content["version"], " and ".join(sorted(changed))),
+            )
             self.best = None
 
     async def _measure(self, version: WeightVersion) -> list[EvaluatedAnswer]:

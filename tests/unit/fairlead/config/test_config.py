@@ -77,7 +77,8 @@ def test_missing_file_and_misspelt_variable_are_refused(tmp_path: Path, monkeypa
 
 
 def test_mini_batch_size_must_divide_and_truncated_sampling_needs_consent():
-    with pytest.raises(ConfigError, match="mini_batch_size 5 does not divide batch_size 8"):
+    message = "ppo: got 'settings that .*mini_batch_size 5 does not divide batch_size 8; set it to 2 or 4"
+    with pytest.raises(ConfigError, match=message):
         load(overrides={"ppo.batch_size": 8, "ppo.mini_batch_size": 5})
     with pytest.raises(ConfigError, match="allow_truncated_distribution"):
         load(overrides={"sampling.top_p": 0.9})

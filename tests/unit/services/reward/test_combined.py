@@ -105,7 +105,12 @@ def test_rules():
     assert CombinedSection(terms=terms).score(scores) == 2 * 3 + 9 * 0.5
     assert CombinedSection(terms=terms, rule="min").score(scores) == 4.5
     constraint = CombinedSection(
-        terms=terms, rule="constraint", constrained="cost", limit=0.25, multiplier=4.0, multiplier_step=2.0
+        terms=terms | {"cost": RewardTerm(path="b")},
+        rule="constraint",
+        constrained="cost",
+        limit=0.25,
+        multiplier=4.0,
+        multiplier_step=2.0,
     )
     assert constraint.score(scores) == 6 - 4 * 0.25
     assert constraint.score(scores, multiplier=0.0) == 6
@@ -125,7 +130,8 @@ def test_rules():
     ],
 )
 def test_shapes(shape: str, answer: str, score: float):
-    assert shape_score(RewardTerm(shape=shape, max_words=4), answer) == pytest.approx(score)  # type: ignore[arg-type]
+    limit = {"max_words": 4} if shape == "length" else {}
+    assert shape_score(RewardTerm(shape=shape, **limit), answer) == pytest.approx(score)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -155,6 +161,24 @@ def test_shapes(shape: str, answer: str, score: float):
                 }
             },
             "constrained = 'b' is not one of a",
+        ),
+        (
+            {"reward.combined": {"multiplier_step": 0.5, "terms": {"a": {"path": "x"}}}},
+            "multiplier_step 0.5 has no effect with rule = 'weights'",
+        ),
+        (
+            {"reward.combined": {"terms": {"a": {"path": "x", "max_words": 9}}}},
+            "max_words 9 has no effect without shape = 'length'",
+        ),
+        (
+            {
+                "reward.combined": {
+                    "rule": "constraint",
+                    "constrained": "b",
+                    "terms": {"a": {"path": "x"}, "b": {"path": "y", "weight": 2.0}},
+                }
+            },
+            "the weight of 'b' has no effect, because it is constrained",
         ),
     ],
 )

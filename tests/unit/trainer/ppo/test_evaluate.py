@@ -172,6 +172,37 @@ def test_best_update_is_remembered(tmp_path, model_path):
         other.load_state({"best": {"version": "x", "reward": 1}})
 
 
+def test_best_update_by_other_settings_is_forgotten(tmp_path, model_path, caplog):
+    evaluation = Evaluation(configured(tmp_path, model_path), tiny_tokenizer())
+    evaluation.best = BestUpdate(WeightVersion(2, 7), 0.1, 0.05)
+    state = json.loads(json.dumps(evaluation.state()))
+    for changes, message in (
+        ({"ppo.updates": 99, "observe.log_level": "ERROR"}, ""),
+        ({"ppo.kl_coefficient": 0.9}, "2-7, was chosen with another ppo.kl_coefficient and"),
+        (
+            {"reward.path": "another", "evaluation.num_prompts": 3},
+            "another evaluation.num_prompts and reward.path and",
+        ),
+    ):
+        caplog.clear()
+        other = Evaluation(configured(tmp_path, model_path, **changes), tiny_tokenizer())
+        other.load_state(state)
+        assert (other.best is None) == bool(message)
+        assert message in caplog.text
+
+
+def test_best_update_by_the_score_alone_is_warned_of(tmp_path, model_path, caplog):
+    changes = {"evaluation.every_updates": 1, "data.heldout_fraction": 0.3}
+    for more, warned in (
+        ({}, False),
+        ({"evaluation.temperature": 0}, True),
+        ({"evaluation.temperature": 0, "ppo.kl_coefficient": 0}, False),  # no penalty is wanted
+    ):
+        caplog.clear()
+        Evaluation(configured(tmp_path, model_path, **changes, **more), tiny_tokenizer())
+        assert ("evaluation.temperature = 0 evaluations measure no KL" in caplog.text) == warned
+
+
 def test_best_update_has_the_highest_objective_and_not_the_highest_score():
     section = PpoSection(kl_coefficient=0.1, missing_eos_penalty=0.5)
     hacked = {"eval_reward": 3.0, "eval_kl": 20.0, "eval_eos_rate": 0.6}
