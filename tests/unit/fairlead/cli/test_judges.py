@@ -97,7 +97,7 @@ def test_reward_judge_and_functions(tmp_path: Path):
     for name, message in (
         ("nan", "own.py:nan returned nan, which is not finite, for the answer 'a'"),
         ("fails", r"own.py:fails raised IndexError: .* \(own.py:\d+\), for the answer 'a'"),
-        ("single", r"own.py:single returned '7' in place of a list: it gets a list of prompts"),
+        ("single", r"own.py:single returned 7 in place of a list: it gets a list of prompts"),
     ):
         with closing(FunctionScorer(f"{tmp_path}/own.py:{name}", field="--reward")) as scorer:
             with pytest.raises(FairleadError, match=message):
