@@ -69,7 +69,7 @@ def make_app(
         failure = failures.failure_of(error, log_name="feedback", path=path)
         if is_page(path):
             return renderer.failure(failure, path, request_id)
-        content = failures.error_content(failure, request_id)
+        content = failures.error_content(failures.with_path(failure, path), request_id)
         return JSONResponse(content, failure.status, failure.headers)
 
     failures.install(app, respond)

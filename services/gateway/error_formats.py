@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse, Response
 
-from services.runtime.http.failures import Failure, error_content, failure_of
+from services.runtime.http.failures import Failure, error_content, failure_of, with_path
 
 LOG_NAME = "gateway"
 """Named in messages about internal errors."""
@@ -15,7 +15,7 @@ _TOO_LONG = "context_length_exceeded"
 
 def response_to(error: Exception, path: str, request_id: str) -> Response:
     """Return the response to a request that failed, in the dialect of its path."""
-    failure = failure_of(error, log_name=LOG_NAME, path=path)
+    failure = with_path(failure_of(error, log_name=LOG_NAME, path=path), path)
     return JSONResponse(content(dialect_of(path), failure, request_id), failure.status, failure.headers)
 
 

@@ -262,7 +262,7 @@ def test_gateway_survives_thousands_of_inputs_without_growing(tmp_path: Path):
         assert grown < 24 << 20, f"{grown >> 10} KiB by {dict(target.statuses)}"
         log = process.log.read_text()
         assert "Traceback" not in log
-        answer = ask(process.address, "POST", "/v1/rewards", {"responses": ["w1"]})
+        answer = ask(process.address, "POST", "/v1/rewards", {"prompt": "w2", "responses": ["w1"]})
         assert answer.status == 200
         connection = http.client.HTTPConnection(process.address, timeout=30)
         connection.request("GET", "/readyz")

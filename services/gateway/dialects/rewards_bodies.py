@@ -97,7 +97,7 @@ class Item(RequestBody):
     """One response to score: either `prompt` and `response`, or `messages` that end with the response."""
 
     prompt: Prompt = ""
-    """The prompt, as text or as turns."""
+    """The prompt, as text or as turns; required without `messages`."""
     response: str | None = None
     """The response to score."""
     messages: Annotated[Turns, AfterValidator(_ends_with_response)] | None = None
@@ -109,6 +109,8 @@ class Item(RequestBody):
             raise ValueError("`response`, or `messages` that end with the assistant's response")
         if self.messages is not None and (self.response is not None or self.prompt):
             raise ValueError("either `messages`, or `prompt` and `response`")
+        if self.messages is None and "prompt" not in self.model_fields_set:
+            raise ValueError('`prompt` next to `response`; "" if there is none')
         return self
 
     def item(self) -> ScoreItem:
@@ -151,7 +153,7 @@ class RewardsRequest(RequestBody):
     items: Annotated[list[Item], Field(min_length=1, fail_fast=True)] | None = None
     """Responses, each with its own prompt."""
     prompt: Prompt = ""
-    """The prompt of all `responses`."""
+    """The prompt of all `responses`; required with them."""
     responses: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = None
     """Responses to `prompt`. The reward model reads the prompt once for all of them."""
     calibrated: bool = False
@@ -166,6 +168,8 @@ class RewardsRequest(RequestBody):
             raise ValueError("either `items`, or `prompt` and `responses`")
         if self.items is not None and self.prompt:
             raise ValueError("no `prompt` next to `items`: each item has its own")
+        if self.responses is not None and "prompt" not in self.model_fields_set:
+            raise ValueError('`prompt` next to `responses`; "" if there is none')
         return self
 
     def score_items(self) -> list[ScoreItem]:
@@ -254,7 +258,7 @@ class RankRequest(RequestBody):
 
     model_config = ConfigDict(json_schema_extra=_examples({"prompt": _PROMPT, "responses": _RESPONSES}))
 
-    prompt: Prompt = ""
+    prompt: Prompt
     """The prompt of all responses."""
     responses: Annotated[list[str], Field(min_length=1, fail_fast=True)]
     """The candidates."""
@@ -337,7 +341,7 @@ class BestOfNRequest(RequestBody):
         )
     )
 
-    prompt: Prompt = ""
+    prompt: Prompt
     """The prompt of all candidates."""
     responses: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = None
     """The candidates; null: generate them."""

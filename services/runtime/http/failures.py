@@ -10,7 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -103,6 +103,16 @@ def failure_of(error: Exception, *, log_name: str, path: str = "") -> Failure:
     return Failure(reply.http_status, kind, message, retry_after_seconds=delay)
 
 
+def with_path(failure: Failure, path: str) -> Failure:
+    """Return a failure that names the path, where the message is only "Not Found" or "Method Not Allowed"."""
+    shown = path if len(path) <= _FIELD_CHARACTERS else f"{path[:_FIELD_CHARACTERS]}…"
+    if failure.message == "Not Found":
+        return replace(failure, message=f"there is no path {shown}; /docs lists the paths")
+    if failure.message == "Method Not Allowed":
+        return replace(failure, message=f"{shown} does not have this method, allowed: {failure.allow}")
+    return failure
+
+
 def _is_too_long(error: InvalidInput) -> bool:
     """Return whether a text exceeds the model's context, in the words of services/runtime/limits.py."""
     got, allowed = str(error.got).strip("'"), str(error.allowed)
@@ -165,14 +175,33 @@ def invalid_input(errors: Sequence[Any], body: object = None) -> InvalidInput:
             where += f"[{part}]"
         else:
             where += f".{part}"[:_FIELD_CHARACTERS] if where else part[:_FIELD_CHARACTERS]
-    message = str(first["msg"]).removeprefix("Value error, ")
     got: object = first.get("input")
-    if isinstance(got, dict):
+    if first["type"] == "missing" and not place:
+        got = "nothing"
+    elif isinstance(got, dict):
         names = [str(key)[:_FIELD_CHARACTERS] for key in islice(got, _SHOWN_KEYS)]
         got = f"the keys {', '.join(names)}" if names else "no keys"
     elif isinstance(got, list):
         got = f"{len(got)} entries"
-    return InvalidInput(where or "body", got=got, allowed=message)
+    return InvalidInput(where or "body", got=got, allowed=_allowed(first, place, body))
+
+
+def _allowed(error: Any, place: Sequence[str | int], body: object) -> str:  # noqa: ANN401 - pydantic's dictionary
+    """Return what a validation error allows, in the words of JSON in place of pydantic's."""
+    kind = error["type"]
+    if kind == "missing":
+        if not place:
+            return "a JSON object"
+        return "a value" if body is None else f"an object with the key `{place[-1]}`"
+    if kind == "extra_forbidden":
+        return "no such key; /docs lists the keys"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return "a JSON object"
+    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    if kind == "too_short":
+        number = error["ctx"]["min_length"]
+        return f"at least {number} {'entry' if number == 1 else 'entries'}"
+    return message
 
 
 def _place(error: Any, body: object) -> list[str | int]:  # noqa: ANN401 - pydantic's dictionary
@@ -180,7 +209,7 @@ def _place(error: Any, body: object) -> list[str | int]:  # noqa: ANN401 - pydan
 
     Pydantic adds the names of types, of which a value had the choice: `content.list[TextPart].0.type`.
     """
-    if body is None and error["loc"][0] in ("query", "header", "path"):
+    if body is None and error["loc"] and error["loc"][0] in ("query", "header", "path"):
         return list(error["loc"][1:2])
     place: list[str | int] = []
     value: Any = body

@@ -16,7 +16,11 @@ STOP = "w" * 2_000
 
 REFUSED = [
     ("/v1/rewards", {"prompt": "w1", "responses": ["w2", LONG]}, "responses[1]"),
-    ("/v1/rewards", {"items": [{"response": "w1"}, {"prompt": "w1", "response": LONG}]}, "items[1]"),
+    (
+        "/v1/rewards",
+        {"items": [{"prompt": "", "response": "w1"}, {"prompt": "w1", "response": LONG}]},
+        "items[1]",
+    ),
     ("/v1/rewards", {"prompt": "w1 " * 20_000, "responses": ["w2"] * 1_000}, "responses"),
     ("/v1/rewards", {"prompt": [USER] * 4_001, "responses": ["w2"] * 1_000}, "responses"),
     ("/v1/rewards", {"prompt": [USER], "responses": ["w2"]}, "prompt"),

@@ -184,7 +184,7 @@ async def test_policy_without_a_chat_template_accepts_a_single_user_message(tmp_
         answer = await http.post("/v1/chat/completions", GREEDY)
         assert (answer.status, answer.error["param"]) == (400, "messages")
         assert "this policy has no chat template" in answer.error["message"]
-        scores = await http.post("/v1/rewards", {"responses": ["w1"]})
+        scores = await http.post("/v1/rewards", {"prompt": "w2", "responses": ["w1"]})
         assert (scores.status, scores.error["type"]) == (501, "unimplemented")
 
 
@@ -302,7 +302,7 @@ async def test_best_of_n_generates_and_ranks_candidates(tmp_path, policy: Runnin
                 "policy",
             ]
             bad = await http.post("/v1/rewards:best-of-n", {"sampling": {"n": 4}})
-            assert (bad.status, bad.error["field"]) == (400, "body")
+            assert (bad.status, bad.error["field"]) == (400, "prompt")
 
 
 @example(["b", "ab", "a"], ["a", "baba"])

@@ -59,7 +59,7 @@ async def test_rewards_returns_scores_model_and_version_of_the_service(
 async def test_rewards_accepts_items_and_names_the_one_that_fails(http: Gateway, reward: str):
     items = [
         {"prompt": "w1", "response": "w2"},
-        {"response": "w2"},
+        {"prompt": "", "response": "w2"},
         {"prompt": [{"role": "user", "content": "w1"}], "response": "w2"},
     ]
     answer = await http.post("/v1/rewards", {"items": items[:2]})
@@ -139,11 +139,18 @@ async def test_calibrated_is_refused_without_a_calibration_temperature(reward_fo
 
 INVALID = [
     ({}, "body", "either `items`, or `prompt` and `responses`"),
-    ({"responses": []}, "responses", "at least 1 item"),
-    ({"responses": ["w1", 7]}, "responses[1]", "valid string"),
-    ({"responses": ["w1"], "promt": "w2"}, "promt", "Extra inputs are not permitted"),
-    ({"items": [{"response": "w1"}], "responses": ["w1"]}, "body", "either `items`"),
-    ({"items": [{"response": "w1"}, {"prompt": "w1"}]}, "items[1]", "`response`, or `messages`"),
+    ({"prompt": "w1", "responses": []}, "responses", "got '0 entries', allowed: at least 1 entry"),
+    ({"responses": ["w1", 7]}, "responses[1]", "allowed: a valid string"),
+    ({"responses": ["w1"], "promt": "w2"}, "promt", "allowed: no such key; /docs lists the keys"),
+    # Without a prompt the scores would be those of another question.
+    ({"responses": ["w1"]}, "body", '`prompt` next to `responses`; "" if there is none'),
+    ({"items": [{"prompt": "", "response": "w1"}, {"response": "w1"}]}, "items[1]", "`prompt` next to"),
+    ({"items": [{"prompt": "", "response": "w1"}], "responses": ["w1"]}, "body", "either `items`"),
+    (
+        {"items": [{"prompt": "", "response": "w1"}, {"prompt": "w1"}]},
+        "items[1]",
+        "`response`, or `messages`",
+    ),
     (
         {"items": [{"messages": [{"role": "user", "content": "w1"}]}]},
         "items[0].messages",
@@ -158,7 +165,9 @@ INVALID = [
     ({"responses": ["w1"], "priority": "now"}, "priority", "'online' or 'bulk'"),
     ({"responses": ["w1"], "calibrated": "yes"}, "calibrated", "valid boolean"),
     ({"prompt": "w1", "responses": ["w2", "w3 " * 200]}, "responses[1]", "at most 128 tokens"),
-    ([], "body", "valid dictionary"),
+    ({"prompt": [{"role": "user"}], "responses": ["w1"]}, "prompt[0].content", "with the key `content`"),
+    ([], "body", "allowed: a JSON object"),
+    (None, "body", "allowed: a JSON object"),
 ]
 
 
@@ -183,6 +192,21 @@ INVALID_JSON = [
     b"[" * 100_000,
     b'{"responses": ["w1"]} x',
 ]
+
+
+async def test_error_of_an_empty_body_and_of_a_wrong_path_says_what_is_there(http: Gateway):
+    empty = await http.ask("POST", "/v1/rewards", b"", {"content-type": "application/json"})
+    assert empty.error["message"] == "body: got 'nothing', allowed: a JSON object"
+    null = await http.ask("POST", "/v1/rewards", b"null", {"content-type": "application/json"})
+    assert null.error["message"] == "body: got None, allowed: a JSON object"
+    nowhere = await http.post("/v1/reward", {})
+    assert (nowhere.status, nowhere.error["type"]) == (404, "not_found")
+    assert nowhere.error["message"] == "there is no path /v1/reward; /docs lists the paths"
+    long = await http.post(f"/v1/{'x' * 3_000}", {})
+    assert len(long.error["message"]) < 200
+    method = await http.get("/v1/rewards")
+    assert (method.status, method.headers["allow"]) == (405, "POST")
+    assert method.error["message"] == "/v1/rewards does not have this method, allowed: POST"
 
 
 async def test_invalid_json_is_a_400(http: Gateway):
