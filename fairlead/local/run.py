@@ -10,7 +10,9 @@ import contextlib
 import json
 import logging
 import signal
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 from rich.console import Console
@@ -40,6 +42,9 @@ from fairlead.planning.refusals import check_stage
 from fairlead.transports.rollouts.run_claim import check_name
 
 logger = logging.getLogger(__name__)
+
+_REPEATED = 5
+"""Different warnings of a finished stage that are repeated where it was started."""
 
 
 def run_stage(
@@ -96,10 +101,35 @@ def run_stage(
             standby=standby,
             observed=observed,
         )
+        began = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
         try:
-            return asyncio.run(_supervise(config, stage, supervisor, console=console))
+            outcome = asyncio.run(_supervise(config, stage, supervisor, console=console))
         finally:
             stop_metrics()
+        if not outcome.code:
+            main = next(spec.name for spec in specs if spec.is_main)
+            repeat_warnings(folder.log(main), since=began)
+        return outcome
+
+
+def repeat_warnings(file: Path, *, since: str) -> None:
+    """Log the warnings of a finished process, which are in a file of its own: each message once.
+
+    Args:
+        file: its log.
+        since: the time from which they count, as the log writes it.
+    """
+    messages: dict[str, None] = {}
+    with contextlib.suppress(OSError), file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            with contextlib.suppress(ValueError, AttributeError):
+                entry = json.loads(line)
+                if entry.get("level") == "warning" and str(entry.get("time", "")) >= since:
+                    messages[str(entry.get("message", ""))] = None
+    for message in list(messages)[:_REPEATED]:
+        logger.warning("%s: %s", file.stem, message)
+    if len(messages) > _REPEATED:
+        logger.warning("%s: %d more warnings in %s", file.stem, len(messages) - _REPEATED, file)
 
 
 def _observed(
