@@ -28,13 +28,16 @@ def config_hash(stage: str, config: RunConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def exit_code_if_done(stage: str, config: RunConfig, differences: Sequence[str] = ()) -> int | None:
+def exit_code_if_done(
+    stage: str, config: RunConfig, differences: Sequence[str] = (), *, force: bool = False
+) -> int | None:
     """Return the exit code of a stage that is already done, and log it; None if there is work left.
 
     Args:
         stage: `sft`, `reward_model`, `preference` or `ppo`.
         config: the run.
         differences: what the result was made from that has changed since.
+        force: whether it runs again, so that nobody needs to be told how.
     """
     path = config.folder.result(stage)
     if not path.exists():
@@ -47,8 +50,11 @@ def exit_code_if_done(stage: str, config: RunConfig, differences: Sequence[str] 
         # With another action than `stop`, a run that its guard ended continues from its last good checkpoint.
         if "stopped_by_guard" not in result or config.guard.action != "stop":
             return None
-        logger.warning("%s (--force runs it again)", result["stopped_by_guard"])
+        if not force:
+            logger.warning("%s (--force runs it again)", result["stopped_by_guard"])
         return EXIT_CODE[StoppedByGuard]
+    if force:
+        return 0
     # Results of earlier versions have only the hash of their settings.
     changed = not config.folder.inputs(stage).exists() and result.get("config_hash") != config_hash(
         stage, config

@@ -120,7 +120,7 @@ def _begin(
     if group.is_first:
         made_from = inputs.collect(stage, config)
         changed = inputs.differences(stage, config, made_from)
-        done = results.exit_code_if_done(stage, config, changed)
+        done = results.exit_code_if_done(stage, config, changed, force=force)
         if done is None:
             inputs.warn_if_continued(stage, config, changed)
         elif force:

@@ -99,7 +99,9 @@ def test_finished_stage_is_not_repeated_unless_forced_or_extended(run, capsys):
     assert run(body, "--set", "ppo.kl_coefficient=0.5") == 0
     assert "but with other inputs (ppo.kl_coefficient: 0.05 before, 0.5 now)" in capsys.readouterr().err
     assert (body.runs, body.forgotten) == (1, 0)
+    capsys.readouterr()
     assert run(body, "--force") == 0
+    assert "already done" not in capsys.readouterr().err
     assert (body.runs, body.forgotten) == (2, 1)
     assert run(body, "--set", "ppo.updates=200") == 0  # continues from its checkpoint
     assert (body.runs, body.forgotten) == (3, 1)
