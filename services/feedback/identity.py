@@ -21,6 +21,13 @@ from services.runtime.access.control import AccessControl, Caller
 from services.runtime.http.call import HttpCall
 from services.runtime.http.paths import path_of
 
+NO_NAME = "choose a name first; programs do so with POST /v1/feedback/sessions"
+NO_KEY = (
+    "sign in, or send an API key: `authorization: Bearer fl_…`; "
+    "commands of fairlead send that in FAIRLEAD_API_KEY"
+)
+"""Messages to callers who have neither a session nor a key."""
+
 _KEY = "fairlead.identity"
 _OF_PROXIES = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip")
 
@@ -94,13 +101,10 @@ class Authentication:
         elif self._service.is_open:
             self._access.authorize(caller, bearer=None, scope=None)
             if need.person:
-                raise Unauthenticated("choose a name first; programs do so with POST /v1/feedback/sessions")
+                raise Unauthenticated(NO_NAME)
             scope[_KEY] = Identity()
         else:
-            raise Unauthenticated(
-                "sign in, or send an API key: `authorization: Bearer fl_…`; "
-                "commands of fairlead send that in FAIRLEAD_API_KEY"
-            )
+            raise Unauthenticated(NO_KEY)
 
     async def _of_session(self, token: str, need: Need) -> Identity:
         person = await self._service.threads.run(self._service.store.people.of_session, token)

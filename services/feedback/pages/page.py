@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.datastructures import MutableHeaders
 
+from services.feedback.identity import NO_KEY, NO_NAME
 from services.feedback.pages import static
 from services.feedback.service import Service
 from services.feedback.store.records import Person
@@ -41,8 +42,10 @@ _TITLES = {
 _MESSAGES = {
     "Not Found": "The address is wrong, or what it named is gone.",
     "Method Not Allowed": "This address takes only what a form of its page sends.",
+    NO_NAME: "",
+    NO_KEY: "",
 }
-"""Messages of the framework in words for people."""
+"""Messages of the framework and for programs, in words for people; the page to sign in has its own."""
 
 
 class Renderer:
@@ -90,10 +93,10 @@ class Renderer:
     def failure(self, failure: Failure, path: str, request_id: str) -> Response:
         """Return the page of a request that failed; of one that needs a session, the page to sign in."""
         title = _TITLES.get(failure.status, "Something went wrong")
+        message = _MESSAGES.get(failure.message, failure.message)
         if failure.status == 401:
-            found = self.sign_in(title, back=path, message=failure.message, status=401)
+            found = self.sign_in(title, back=path, message=message, status=401)
         else:
-            message = _MESSAGES.get(failure.message, failure.message)
             values: dict[str, object] = {"message": message, "request_id": request_id}
             found = self.page("failure", None, failure.status, title=title, **values)
         headers = MutableHeaders(raw=found.raw_headers)

@@ -56,6 +56,7 @@ async def test_a_task_is_ranked_revised_and_skipped_without_a_script(service: Fe
     anna = Visitor(service.address)
     first = await anna.get("/")
     assert (first.status, first.document.all("h1")[0].text) == (401, "Sign in")
+    assert "/v1/feedback" not in first.html, "what programs do is not for people"
     assert (await anna.sign_in("no/slash")).status == 400
     home = await anna.sign_in("anna")
     assert "Hello, anna" in home.html
@@ -381,6 +382,15 @@ def test_differences_give_both_texts_back() -> None:
 )
 def test_sign_in_leads_back_only_to_this_server(given_path: str, path: str) -> None:
     assert local_path(given_path) == path
+
+
+async def test_page_to_sign_in_says_nothing_of_api_keys(tmp_path: Path) -> None:
+    async with feedback(tmp_path, origin="https://people.example.com") as http:
+        page = await Visitor(http.address).get("/")
+        assert (page.status, page.document.all("h1")[0].text) == (401, "Sign in")
+        assert "API key" not in page.html
+        program = await http.local.ask("GET", "/tasks")
+        assert (program.status, "send an API key" in program.json["error"]["message"]) == (401, True)
 
 
 async def test_invitation_is_used_by_the_form_and_not_by_opening_the_link(tmp_path: Path) -> None:
