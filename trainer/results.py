@@ -37,7 +37,7 @@ def exit_code_if_done(
         stage: `sft`, `reward_model`, `preference` or `ppo`.
         config: the run.
         differences: what the result was made from that has changed since.
-        force: whether it runs again, so that nobody needs to be told how.
+        force: whether it runs again, so that the log need not say how.
     """
     path = config.folder.result(stage)
     if not path.exists():

@@ -191,7 +191,7 @@ def test_best_update_by_other_settings_is_forgotten(tmp_path, model_path, caplog
         assert message in caplog.text
 
 
-def test_best_update_by_the_score_alone_is_warned_of(tmp_path, model_path, caplog):
+def test_best_update_by_the_score_only_is_warned_of(tmp_path, model_path, caplog):
     changes = {"evaluation.every_updates": 1, "data.heldout_fraction": 0.3}
     for more, warned in (
         ({}, False),
