@@ -81,7 +81,7 @@ def best_of_n(  # noqa: PLR0913, PLR0917 - a flag each
     timeout_seconds: TimeoutSeconds = 300.0,
 ) -> None:
     """Sample, score, keep the best and report."""
-    from fairlead.cli.named_models import FunctionScorer, is_function, serving
+    from fairlead.cli.named_models import FunctionScorer, contents, is_function, serving
     from fairlead.cli.sampled import read_prompts
     from fairlead.types import SamplingParams
 
@@ -117,6 +117,7 @@ def best_of_n(  # noqa: PLR0913, PLR0917 - a flag each
                     policies,
                     scorers,
                     sampling,
+                    made_from=contents(policy=policy, reward=reward, gold=gold),
                     n=n,
                     out=out,
                     restart=restart,
@@ -136,12 +137,13 @@ def best_of_n(  # noqa: PLR0913, PLR0917 - a flag each
     _report(out, figures, found)
 
 
-async def _sample(
+async def _sample(  # noqa: PLR0913 - on the way of the flags
     asked: Sequence[Any],
     policies: list[str],
     rewards: Mapping[str, FunctionScorer | list[str]],
     sampling: SamplingParams,
     *,
+    made_from: Mapping[str, object],
     n: int,
     out: Path,
     restart: bool,
@@ -149,7 +151,8 @@ async def _sample(
 ) -> tuple[list[dict[str, Any]], dict[str, object]]:
     """Return a line with its scored answers for each prompt, and what they were made by.
 
-    Policies are addresses; `rewards` has functions or addresses by the keys of their scores.
+    Policies are addresses; `rewards` has functions or addresses by the keys of their scores, `made_from`
+    digests of models.
     """
     import dataclasses
 
@@ -188,7 +191,13 @@ async def _sample(
             "reward": scorers["score"].version,
             "gold": scorers["gold"].version if "gold" in scorers else "",
         }
-        settings = {**versions, "n": n, "sampling": dataclasses.asdict(sampling), "added": ["responses"]}
+        settings = {
+            **versions,
+            **made_from,
+            "n": n,
+            "sampling": dataclasses.asdict(sampling),
+            "added": ["responses"],
+        }
         found = await collect(out, asked, work, settings=settings, restart=restart, doing="sampling")
     return found, {**versions, "n": n}
 

@@ -175,7 +175,7 @@ def _sampled(
     timeout_seconds: float,
 ) -> tuple[list[dict[str, Any]], dict[str, object]]:
     """Start what has to be started, and return the judged lines and what they were made by."""
-    from fairlead.cli.named_models import FunctionScorer, is_function, serving
+    from fairlead.cli.named_models import FunctionScorer, contents, is_function, serving
 
     with ExitStack() as stack:
         judge_at: FunctionScorer | list[str] = []
@@ -194,6 +194,13 @@ def _sampled(
                 (at[0], at[1], judge_at),
                 judging,
                 sampling,
+                made_from=contents(
+                    a=policies[0],
+                    b=policies[1],
+                    reward=judging.reward,
+                    ai=judging.ai,
+                    instruction=str(judging.instruction or ""),
+                ),
                 n=n,
                 out=out,
                 restart=restart,
@@ -202,12 +209,13 @@ def _sampled(
         )
 
 
-async def _collect(
+async def _collect(  # noqa: PLR0913 - on the way of the flags
     asked: Sequence[Any],
     addresses: tuple[list[str], list[str], FunctionScorer | list[str]],
     judging: _Judging,
     sampling: SamplingParams,
     *,
+    made_from: Mapping[str, object],
     n: int,
     out: Path,
     restart: bool,
@@ -252,6 +260,7 @@ async def _collect(
         }
         settings = {
             **made_by,
+            **made_from,
             "n": n,
             "sampling": dataclasses.asdict(sampling),
             "tie_margin": judging.tie_margin,

@@ -194,7 +194,7 @@ def _collected(
 ) -> Collected:
     """Start what has to be started, and return what was found."""
     from fairlead.cli.evaluating import Services, collect
-    from fairlead.cli.named_models import FunctionScorer, is_function, serving
+    from fairlead.cli.named_models import FunctionScorer, contents, is_function, serving
 
     ai, ai_model = judge
     with ExitStack() as stack:
@@ -223,6 +223,7 @@ def _collected(
                 asked,
                 services,
                 sampling,
+                made_from=contents(**sides, reward=named.reward, ai=ai),
                 plain=plain,
                 out=named.out,
                 restart=restart,

@@ -147,12 +147,15 @@ async def collect(
     services: Services,
     sampling: SamplingParams,
     *,
+    made_from: Mapping[str, object],
     plain: bool,
     out: Path,
     restart: bool,
     timeout_seconds: float,
 ) -> Collected:
     """Ask about everything, and keep what is found in the folder, so that an interrupted run continues.
+
+    `made_from` has digests of models.
 
     Raises:
         FairleadError: a service refuses an item, which the error names, or cannot be reached.
@@ -174,7 +177,7 @@ async def collect(
         made_by["reward"] = asker.scorer.version if asker.scorer is not None else ""
         made_by["judge"] = asker.speaker.version if asker.speaker is not None else ""
         made_by["sampling"] = dataclasses.asdict(sampling)
-        settings = {**made_by, "plain": plain, "added": ["found"]}
+        settings = {**made_by, **made_from, "plain": plain, "added": ["found"]}
         found = await sampled.collect(
             out,
             prompts,

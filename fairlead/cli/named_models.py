@@ -8,6 +8,7 @@ is started, so that a wrong name is reported at once.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 import subprocess
@@ -15,9 +16,10 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from fairlead.cli.output import connection, need
@@ -44,6 +46,26 @@ def addresses_of(named: str) -> list[str]:
 def is_function(named: str) -> bool:
     """Return whether the text has the form `module:function` or `file.py:function`."""
     return bool(_FUNCTION.fullmatch(named)) and not addresses_of(named)
+
+
+def contents(**named: str) -> dict[str, object]:
+    """Return digests of the folders and files among some names, for the settings of samples: training
+    may have replaced a model under its name.
+
+    Args:
+        named: models as the verbs name them, by their flags.
+    """
+    from fairlead.inputs.digests import Digests
+
+    found = {}
+    for flag, name in named.items():
+        if not name or addresses_of(name) or is_function(name):
+            continue
+        path = Path(name).expanduser()
+        with suppress(OSError):  # the service that loads it reports the error
+            if path.exists():
+                found[flag] = Digests(Path(os.devnull)).of(path).digest[:12]
+    return {"contents": found} if found else {}
 
 
 @contextmanager

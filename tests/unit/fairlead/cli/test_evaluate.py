@@ -69,7 +69,7 @@ def script(**parts: Any) -> Script:
 async def found_by(services: Services, out: Path, **options: Any) -> Any:
     asked = list(asks(options.pop("items", ITEMS), SUITES, with_reward=True))
     settings = {"plain": False, "restart": False, "timeout_seconds": 20.0, **options}
-    return await collect(asked, services, GREEDY, out=out, **settings)
+    return await collect(asked, services, GREEDY, made_from={}, out=out, **settings)
 
 
 async def test_models_reward_and_judge_are_asked_and_a_card_is_written(tmp_path: Path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.cli import best_of_n, compare, sampled
-from fairlead.cli.named_models import FunctionScorer
+from fairlead.cli.named_models import FunctionScorer, contents
 from fairlead.errors import ConfigError, DataError
 
 SETTINGS: dict[str, object] = {"n": 4, "added": ["responses"]}
@@ -113,6 +113,23 @@ def test_samples_scored_by_another_source_of_a_function_are_not_continued(tmp_pa
         expected = pytest.raises(ConfigError, match=r"reward: .*score [0-9a-f]{12}")
         with expected if refused else nullcontext():
             collect(tmp_path, asked, work, settings)
+
+
+def test_samples_of_a_model_that_was_trained_again_are_not_continued(tmp_path: Path):
+    model = tmp_path / "sft"
+    model.mkdir()
+    asked = sampled.read_prompts(write(tmp_path, {"prompt": "w"}))
+
+    async def work(one):
+        return {"responses": []}
+
+    for weights, refused in (("1", False), ("1", False), ("2", True)):
+        (model / "model.safetensors").write_text(weights)
+        settings = SETTINGS | contents(policy=str(model), reward="judge:score", gold="", other="a:5001")
+        assert settings["contents"].keys() == {"policy"}  # type: ignore[attr-defined]
+        with pytest.raises(ConfigError, match="contents: .* before") if refused else nullcontext():
+            collect(tmp_path, asked, work, settings)
+    assert contents(policy="a:5001") == {}
 
 
 def test_verdicts_of_people_return_to_the_policies(tmp_path: Path):
