@@ -117,7 +117,8 @@ def digest(module: ModuleType, named: str) -> str:
     files = {own}
     for each in list(sys.modules.values()):
         file = Path(getattr(each, "__file__", None) or "")
-        if file.suffix == ".py" and (found := file.resolve()).is_relative_to(root):
+        # Some modules of libraries, such as torch.classes, name files that do not exist.
+        if file.suffix == ".py" and file.is_file() and (found := file.resolve()).is_relative_to(root):
             inside = found.relative_to(root).parts
             if not any(part in _INSTALLED for part in inside) and (is_package or not _is_installed(root)):
                 files.add(found)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import textwrap
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from fairlead.clients import AsyncRewardAdminClient, AsyncRewardClient
 from fairlead.config.serving import RewardSection
 from fairlead.errors import EngineFailed, InternalError, InvalidInput, ModelLoadError, Unavailable
+from fairlead.reward_function import digest
 from fairlead.rpc.retry import RetryPolicy
 from fairlead.types import Message, TextPair, TokenPair
 from services.reward.function.scorer import FunctionScorer
@@ -199,6 +202,18 @@ def test_what_a_function_returns_is_read_where_its_errors_are_caught(source: Pat
     finally:
         for scorer in named.values():
             scorer.close()
+
+
+def test_version_ignores_modules_whose_file_does_not_exist(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Such as `torch.classes`, whose file is `_classes.py` in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "no_file", types.ModuleType("no_file"))
+    sys.modules["no_file"].__file__ = "_no_file.py"
+    module = types.ModuleType("rewards")
+    module.__file__ = str(source)
+    assert digest(module, "rewards.py:one") == digest(module, "rewards.py:one")
 
 
 def test_processes_that_a_function_forks_neither_delay_the_service_nor_stay(source: Path, tmp_path: Path):
