@@ -38,7 +38,7 @@ from fairlead.local.view import View, leave_closed_terminal
 from fairlead.metrics import RunMetrics, SupervisorMetrics
 from fairlead.metrics import page as metrics_page
 from fairlead.planning.machine import visible_gpus
-from fairlead.planning.refusals import check_stage
+from fairlead.planning.refusals import check_earlier_models, check_stage
 from fairlead.transports.rollouts.run_claim import check_name
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ def run_stage(
         # The progress of an earlier stage must not be shown as the progress of this one.
         folder.progress.unlink(missing_ok=True)
         specs, environment, port = processes(config, stage, force=force)
+        check_earlier_models(config, stage, services=_services(specs))
         check_stage(config, stage, services=_services(specs))
         observed, stop_metrics = _observed(config, stage, specs, port)
         supervisor = Supervisor(

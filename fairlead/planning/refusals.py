@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 from fairlead.config import RunConfig
-from fairlead.errors import FairleadError
+from fairlead.errors import ConfigError, FairleadError
 from fairlead.nn.attention_heads import check_heads
 from fairlead.planning.installed_vllm import require_vllm
 from fairlead.planning.model_size import ModelSize
@@ -43,6 +43,31 @@ def check_stage(config: RunConfig, stage: str, *, services: Collection[str]) -> 
         # vLLM repeats key-value heads that it cannot divide.
         key_value = None if by_vllm else size.key_value_heads
         check_heads(parts, attention=size.heads, key_value=key_value, model=size.name, field=field)
+
+
+def check_earlier_models(config: RunConfig, stage: str, *, services: Collection[str]) -> None:
+    """Check that earlier stages have left the models that a stage starts from, where no path names others.
+
+    Args:
+        config: the run.
+        stage: as in `check_stage`.
+        services: as in `check_stage`.
+
+    Raises:
+        ConfigError: one is missing; names the command that makes it.
+    """
+    starts_from = {"reward_model": ["reward_model"], "preference": ["preference"], "ppo": ["policy"]}
+    keys = [*starts_from.get(stage, []), *(name for name in services if name == "reference")]
+    needed = [(key, config.folder.sft_model, "fairlead sft") for key in keys]
+    if "reward" in services and config.reward.engine == _OWN_ENGINES["reward"]:
+        needed.append(("reward", config.folder.reward_model, "fairlead reward-model"))
+    for key, folder, command in needed:
+        if not getattr(config, key).path and not folder.is_dir():
+            raise ConfigError(
+                f"{key}.path",
+                got="no path",
+                allowed=f"a model folder or hub id, because there is no {folder}; `{command}` makes it",
+            )
 
 
 def _divisions(

@@ -10,7 +10,7 @@ from fairlead import config
 from fairlead.config import ignored
 from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.planning.plan import plan_run
-from fairlead.planning.refusals import check_stage
+from fairlead.planning.refusals import check_earlier_models, check_stage
 
 SERVICES = ("policy", "reward", "reference")
 
@@ -42,6 +42,32 @@ def test_setting_that_a_process_would_refuse(tmp_path: Path, stage: str, setting
         check_stage(loaded(tmp_path, **settings), stage, services=SERVICES)
     if stage == "ppo":  # the services run elsewhere
         check_stage(loaded(tmp_path, **settings), stage, services=())
+
+
+@pytest.mark.parametrize(
+    ("stage", "made", "message"),
+    [
+        ("sft", (), ""),
+        ("reward_model", (), r"reward_model\.path: got 'no path', .* no .*/sft; `fairlead sft` makes it"),
+        ("preference", (), r"preference\.path: got 'no path'"),
+        ("ppo", (), r"policy\.path: got 'no path', .* `fairlead sft` makes it"),
+        ("ppo", ("sft",), r"reward\.path: got 'no path', .*/reward_model; `fairlead reward-model` makes it"),
+        ("ppo", ("sft", "reward_model"), ""),
+    ],
+)
+def test_models_of_earlier_stages_are_needed(tmp_path: Path, stage: str, made: tuple[str, ...], message: str):
+    given = loaded(tmp_path)
+    for name in made:
+        (given.folder.root / name).mkdir(parents=True)
+    services = SERVICES if stage == "ppo" else ()
+    if not message:
+        check_earlier_models(given, stage, services=services)
+        return
+    with pytest.raises(ConfigError, match=message):
+        check_earlier_models(given, stage, services=services)
+    paths = {f"{name}__path": "some/model" for name in ("policy", "reward", "reference")}
+    others = {} if stage == "ppo" else {f"{stage}__path": "some/model"}
+    check_earlier_models(loaded(tmp_path, **paths, **others), stage, services=services)
 
 
 @pytest.mark.parametrize("key", ["model.path", "policy.path", "reward_model.path", "reward.path"])
