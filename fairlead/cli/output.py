@@ -162,20 +162,21 @@ def print_in_full(console: Console, *parts: RenderableType) -> None:
     """Print tables and lines in full, one after the other.
 
     rich cuts what is wider than the terminal, or than 80 columns where there is none: whole columns of
-    figures would be missing in a log. A line that is too long for a terminal is wrapped by it.
+    figures would be missing in a log. A line that is too long for a terminal is wrapped by it; the lines of a
+    group, which explain its table, are wrapped at words.
     """
     from rich.console import Group
     from rich.measure import Measurement
     from rich.table import Table
 
     for part in parts:
-        if isinstance(part, Group):
-            print_in_full(console, *part.renderables)
-            continue
-        if isinstance(part, Table):
-            unlimited = console.options.update(max_width=sys.maxsize)
-            part.width = Measurement.get(console, unlimited, part).maximum
-        console.print(part, soft_wrap=True)
+        pieces = part.renderables if isinstance(part, Group) else [part]
+        for piece in pieces:
+            is_table = isinstance(piece, Table)
+            if isinstance(piece, Table):
+                unlimited = console.options.update(max_width=sys.maxsize)
+                piece.width = Measurement.get(console, unlimited, piece).maximum
+            console.print(piece, soft_wrap=is_table or piece is part)
 
 
 def say(text: str, *, err: bool = False, **style: Any) -> None:  # noqa: ANN401 - typer's own styles

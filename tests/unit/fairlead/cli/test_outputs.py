@@ -27,11 +27,14 @@ def test_table_wider_than_the_terminal_keeps_every_column():
     table.add_row("x" * 60, *map(str, range(12)))
     long = "a remark of " + "many words " * 20
     written = StringIO()
-    print_in_full(Console(file=written, width=40), Group(table, long))
-    heading, row, remark = written.getvalue().splitlines()
+    print_in_full(Console(file=written, width=40), Group(table, long), long)
+    heading, row, *notes, remark = written.getvalue().splitlines()
     assert heading.split()[-1] == "11"
     assert row.split() == ["x" * 60, *map(str, range(12))]
     assert remark.rstrip() == long.rstrip()
+    assert len(notes) > 1, "what explains a table is wrapped at words"
+    assert all(len(note) <= 40 for note in notes)
+    assert " ".join(" ".join(notes).split()) == long.rstrip()
 
 
 @pytest.mark.parametrize(
