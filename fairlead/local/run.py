@@ -89,8 +89,8 @@ def run_stage(
         # The progress of an earlier stage must not be shown as the progress of this one.
         folder.progress.unlink(missing_ok=True)
         specs, environment, port = processes(config, stage, force=force)
-        check_earlier_models(config, stage, services=_services(specs))
-        check_stage(config, stage, services=_services(specs))
+        check_earlier_models(config, stage, services=services_of(specs))
+        check_stage(config, stage, services=services_of(specs))
         observed, stop_metrics = _observed(config, stage, specs, port)
         supervisor = Supervisor(
             specs,
@@ -160,9 +160,10 @@ def prepare(config: RunConfig, stages: Collection[str], standby: Standby) -> Non
     standby.prepare(count, {**base_environment(config), MARK: str(config.folder.root.absolute())})
 
 
-def _services(specs: Sequence[ProcessSpec]) -> frozenset[str]:
-    """Return the model services among the processes of a stage."""
-    return frozenset(MODEL_SERVICES) & {spec.name.rpartition("-")[0] for spec in specs}
+def services_of(specs: Sequence[ProcessSpec]) -> frozenset[str]:
+    """Return the model services among the processes of a stage; `reward-model` is none, but a stage."""
+    replicas = (spec.name.rpartition("-") for spec in specs)
+    return frozenset(MODEL_SERVICES) & {name for name, _, number in replicas if number.isdigit()}
 
 
 def _finished(stage: str, changed: Sequence[str]) -> RunOutcome:

@@ -1,10 +1,16 @@
-"""What a stage that has finished says where it was started."""
+"""What a stage says where it is started: models that are missing, and warnings once it has finished."""
 
 from __future__ import annotations
 
 import json
+from io import StringIO
 
-from fairlead.local.run import repeat_warnings
+import pytest
+from rich.console import Console
+
+from fairlead.config import load
+from fairlead.errors import ConfigError
+from fairlead.local.run import processes, repeat_warnings, run_stage, services_of
 
 
 def test_warnings_of_a_finished_stage_are_repeated_once_each(tmp_path, caplog):
@@ -29,3 +35,17 @@ def test_warnings_of_a_finished_stage_are_repeated_once_each(tmp_path, caplog):
     assert caplog.records[4].getMessage() == "trainer: number 4"
     assert caplog.records[5].getMessage() == f"trainer: 3 more warnings in {file}"
     repeat_warnings(tmp_path / "none.log", since="")
+
+
+@pytest.mark.parametrize(
+    ("stage", "missing"),
+    [("reward_model", "reward_model.path"), ("preference", "preference.path"), ("ppo", "policy.path")],
+)
+def test_a_stage_needs_only_the_models_that_it_starts_from(tmp_path, stage: str, missing: str):
+    """Training a reward model needs no reward model, whatever its process is called."""
+    given = load(overrides={"runs": str(tmp_path)})
+    with pytest.raises(ConfigError, match=rf"^{missing}: got 'no path'"):
+        run_stage(given, stage, console=Console(file=StringIO()))
+    specs, _, _ = processes(given, stage)
+    services = services_of(specs)
+    assert services == (frozenset(("policy", "reward", "reference")) if stage == "ppo" else frozenset())
