@@ -42,7 +42,7 @@ def test_warnings_of_a_finished_stage_are_repeated_once_each(tmp_path, caplog):
     [("reward_model", "reward_model.path"), ("preference", "preference.path"), ("ppo", "policy.path")],
 )
 def test_a_stage_needs_only_the_models_that_it_starts_from(tmp_path, stage: str, missing: str):
-    """Training a reward model needs no reward model, whatever its process is called."""
+    """The training of a reward model needs none; its process only has a similar name to the service."""
     given = load(overrides={"runs": str(tmp_path)})
     with pytest.raises(ConfigError, match=rf"^{missing}: got 'no path'"):
         run_stage(given, stage, console=Console(file=StringIO()))
