@@ -20,6 +20,7 @@ from rich.console import Console
 from fairlead import inputs, log
 from fairlead.config import RunConfig
 from fairlead.config.saving import save
+from fairlead.inputs import stage_inputs
 from fairlead.local.addresses import MODEL_SERVICES, SUPERVISOR, allocate, allocate_stage
 from fairlead.local.plan import (
     QUEUE_RANK,
@@ -116,6 +117,8 @@ def run_stage(
 def repeat_warnings(file: Path, *, since: str) -> None:
     """Log the warnings of a finished process, which are in a file of its own: each message once.
 
+    Those about changed inputs are left out: `run_stage` has logged them at the start.
+
     Args:
         file: its log.
         since: the time from which they count, as the log writes it.
@@ -125,7 +128,8 @@ def repeat_warnings(file: Path, *, since: str) -> None:
         for line in lines:
             with contextlib.suppress(ValueError, AttributeError):
                 entry = json.loads(line)
-                if entry.get("level") == "warning" and str(entry.get("time", "")) >= since:
+                is_new = entry.get("logger") != stage_inputs.logger.name
+                if is_new and entry.get("level") == "warning" and str(entry.get("time", "")) >= since:
                     messages[str(entry.get("message", ""))] = None
     for message in list(messages)[:_REPEATED]:
         logger.warning("%s: %s", file.stem, message)

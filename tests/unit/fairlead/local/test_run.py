@@ -17,13 +17,15 @@ def test_warnings_of_a_finished_stage_are_repeated_once_each(tmp_path, caplog):
     """They are in the log of the process, which nobody may read."""
     file = tmp_path / "trainer.log"
 
-    def line(time: str, level: str, message: str) -> str:
-        return json.dumps({"time": f"2026-01-0{time}T00:00:00.5Z", "level": level, "message": message})
+    def line(time: str, level: str, message: str, logger: str = "trainer.ppo.train") -> str:
+        time = f"2026-01-0{time}T00:00:00.5Z"
+        return json.dumps({"time": time, "level": level, "logger": logger, "message": message})
 
     entries = [
         line("1", "warning", "of an earlier start"),
         "--- start 2 of trainer",
         line("2", "info", "fine"),
+        line("2", "warning", "ppo continues a run", "fairlead.inputs.stage_inputs"),
     ]
     entries += [line("2", "warning", "scores are clipped")] * 3 + ["[1]", "Traceback"]
     file.write_text("\n".join(entries))
