@@ -22,6 +22,7 @@ from fairlead.config import RunConfig
 from fairlead.config.saving import save
 from fairlead.inputs import stage_inputs
 from fairlead.local.addresses import MODEL_SERVICES, SUPERVISOR, allocate, allocate_stage
+from fairlead.local.json_lines import JsonLines, Row
 from fairlead.local.plan import (
     QUEUE_RANK,
     STAGE_PROCESSES,
@@ -123,15 +124,14 @@ def repeat_warnings(file: Path, *, since: str) -> None:
         file: its log.
         since: the time from which they count, as the log writes it.
     """
-    messages: dict[str, None] = {}
-    with contextlib.suppress(OSError), file.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            with contextlib.suppress(ValueError, AttributeError):
-                entry = json.loads(line)
-                is_new = entry.get("logger") != stage_inputs.logger.name
-                if is_new and entry.get("level") == "warning" and str(entry.get("time", "")) >= since:
-                    messages[str(entry.get("message", ""))] = None
-    for message in list(messages)[:_REPEATED]:
+
+    def warning(row: Row) -> Row | None:
+        is_new = row.get("logger") != stage_inputs.logger.name and str(row.get("time", "")) >= since
+        return row if is_new and row.get("level") == "warning" else None
+
+    rows = JsonLines(file, keep=warning).read()
+    messages = list(dict.fromkeys(str(row.get("message", "")) for row in rows))
+    for message in messages[:_REPEATED]:
         logger.warning("%s: %s", file.stem, message)
     if len(messages) > _REPEATED:
         logger.warning("%s: %d more warnings in %s", file.stem, len(messages) - _REPEATED, file)

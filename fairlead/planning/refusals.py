@@ -57,7 +57,9 @@ def check_earlier_models(config: RunConfig, stage: str, *, services: Collection[
         ConfigError: one is missing; names the command that makes it.
     """
     starts_from = {"reward_model": ["reward_model"], "preference": ["preference"], "ppo": ["policy"]}
-    keys = [*starts_from.get(stage, []), *(name for name in services if name == "reference")]
+    keys = starts_from.get(stage, [])
+    if "reference" in services:
+        keys.append("reference")
     needed = [(key, config.folder.sft_model, "fairlead sft") for key in keys]
     if "reward" in services and config.reward.engine == _OWN_ENGINES["reward"]:
         needed.append(("reward", config.folder.reward_model, "fairlead reward-model"))

@@ -243,10 +243,12 @@ class Learner:
 
     def _warn_of_clip(self, rollouts: RolloutBatch) -> None:
         """Warn once if many scores are beyond the clip: answers whose scores are there count as equal."""
+        if self._has_warned_of_clip or not self.models.group.is_first:
+            return
         section = self._section
         beyond = objective.scaled_scores(rollouts.scores_B, section, self.scale).abs() > section.score_clip
         share = float(beyond.float().mean())
-        if share <= _WARNED_SHARE or self._has_warned_of_clip or not self.models.group.is_first:
+        if share <= _WARNED_SHARE:
             return
         self._has_warned_of_clip = True
         logger.warning(

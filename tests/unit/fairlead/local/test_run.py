@@ -28,11 +28,11 @@ def test_warnings_of_a_finished_stage_are_repeated_once_each(tmp_path, caplog):
         line("2", "warning", "ppo continues a run", "fairlead.inputs.stage_inputs"),
     ]
     entries += [line("2", "warning", "scores are clipped")] * 3 + ["[1]", "Traceback"]
-    file.write_text("\n".join(entries))
+    file.write_text("\n".join(entries) + "\n")
     repeat_warnings(file, since="2026-01-02T00:00:00")
     assert [record.getMessage() for record in caplog.records] == ["trainer: scores are clipped"]
     caplog.clear()
-    file.write_text("\n".join(line("3", "warning", f"number {number}") for number in range(8)))
+    file.write_text("".join(line("3", "warning", f"number {number}") + "\n" for number in range(8)))
     repeat_warnings(file, since="2026-01-02T00:00:00")
     assert caplog.records[4].getMessage() == "trainer: number 4"
     assert caplog.records[5].getMessage() == f"trainer: 3 more warnings in {file}"
