@@ -218,6 +218,12 @@ class RunConfig(BaseSettings):
         if (section.engine == "combined") != bool(section.combined.terms):
             allowed = "tables [reward.combined.terms.NAME] together with reward.engine = 'combined'"
             raise ConfigError("reward.combined.terms", got=list(section.combined.terms), allowed=allowed)
+        if section.combined.is_adaptive and self.ppo.dynamic_sampling:
+            allowed = (
+                "false with reward.combined.multiplier_step above 0: the multiplier follows the mean of all "
+                "answers, and groups that are left out would not count"
+            )
+            raise ConfigError("ppo.dynamic_sampling", got=True, allowed=allowed)
         return self
 
     @property

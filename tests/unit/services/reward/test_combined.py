@@ -154,6 +154,19 @@ def test_shapes(shape: str, answer: str, score: float):
         ),
         (
             {
+                "ppo": {"dynamic_sampling": True, "num_samples": 2, "estimator": "group"},
+                "reward.engine": "combined",
+                "reward.combined": {
+                    "rule": "constraint",
+                    "constrained": "a",
+                    "multiplier_step": 0.1,
+                    "terms": {"a": {"path": "x"}, "b": {"path": "y"}},
+                },
+            },
+            "ppo.dynamic_sampling: got True, allowed: false with reward.combined.multiplier_step above 0",
+        ),
+        (
+            {
                 "reward.combined": {
                     "rule": "constraint",
                     "constrained": "b",
