@@ -87,6 +87,8 @@ class Attempts:
         self._deadline = self._start + timeout_seconds
         self._made = 0
         self._last: FairleadError | None = None
+        self._attempt_start = self._start
+        self._longest = 0.0
         self.avoid: set[str] = set()
         """Addresses of replicas that failed, not called again while there are others."""
 
@@ -118,10 +120,16 @@ class Attempts:
         """Count a failed attempt.
 
         Raises:
-            FairleadError: the error, if it is not transient or a limit is reached.
+            FairleadError: the error, if it is not transient or a limit is reached. Where the deadline of the
+                call cut a last short attempt off, that of the attempt before it, which says why the call
+                did not end in time.
         """
         self._made += 1
-        self._last = self.error(address, error)
+        lasted = time.monotonic() - self._attempt_start
+        failure = self.error(address, error)
+        if self._last is None or not isinstance(failure, DeadlineExceeded) or lasted > self._longest:
+            self._last = failure
+        self._longest = max(self._longest, lasted)
         if (
             not isinstance(self._last, Transient)
             or self._made >= self._policy.max_attempts
@@ -153,6 +161,7 @@ class Attempts:
         delay = at_least_seconds + self._policy.backoff_seconds(1 if at_least_seconds else self._made)
         self.check_wait(delay)
         await asyncio.sleep(delay)
+        self._attempt_start = time.monotonic()
 
     def error(self, address: str, error: aio.AioRpcError) -> FairleadError:
         """Return the error of a failed attempt."""

@@ -142,7 +142,7 @@ def test_first_weights_then_a_damaged_version_then_sigterm_under_load(
         assert "weights 1-2 not loaded, 1-1 remain in use" in process.log.read_text()
         assert client.generate("w1 w2", SAMPLING)[0] == second
         with pytest.raises(StaleWeights, match="needs weights 1-2 or newer; 1-1 are in use"):
-            client.generate("w1 w2", SAMPLING, min_version=WeightVersion(1, 2), timeout_seconds=0.5)
+            client.generate("w1 w2", SAMPLING, min_version=WeightVersion(1, 2), timeout_seconds=2)
         assert process.get("/readyz")[0] == 200
     asyncio.run(sigterm_under_load_fails_no_accepted_call(process))
 

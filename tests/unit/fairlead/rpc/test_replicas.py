@@ -200,6 +200,25 @@ async def test_call_ends_at_its_deadline():
 
 
 @pytest.mark.parametrize(
+    ("first_seconds", "timeout_seconds", "error", "reason"),
+    [
+        (1.2, 2.2, StaleWeights, "has 1-2, 1-3 was requested"),
+        (0.0, 0.5, DeadlineExceeded, "DEADLINE_EXCEEDED after 2 attempts"),
+    ],
+)
+async def test_error_at_the_deadline_is_that_of_the_longest_attempt(
+    first_seconds, timeout_seconds, error, reason
+):
+    async def behave(call: int) -> None:
+        await asyncio.sleep(first_seconds if call == 1 else 3600)
+        raise StaleWeights("has 1-2, 1-3 was requested")
+
+    async with serving(Replica("stale", behave)) as only, AsyncRewardClient(only, retry=FAST) as client:
+        with pytest.raises(error, match=reason):
+            await client.score(ITEM, timeout_seconds=timeout_seconds)
+
+
+@pytest.mark.parametrize(
     ("raised", "seen", "message"),
     [
         (InvalidInput("items", got=0, allowed="x", index=3), InvalidInput, "items[3]: got 0, allowed: x"),
