@@ -20,6 +20,8 @@ Address = Annotated[
     ),
 ]
 Project = Annotated[str | None, typer.Option("--project", help="Name of the project.")]
+_CONNECT_SECONDS = 10.0
+"""How long a command tries to connect: the service may be starting, or the address wrong."""
 
 
 def client_of(address: str) -> FeedbackClient:
@@ -29,4 +31,6 @@ def client_of(address: str) -> FeedbackClient:
 
     config = load()
     tls = config.tls if config.tls.on else None
-    return FeedbackClient(address, tls=tls, allow_insecure=config.keys.allow_insecure)
+    return FeedbackClient(
+        address, tls=tls, allow_insecure=config.keys.allow_insecure, first_connect_seconds=_CONNECT_SECONDS
+    )

@@ -24,6 +24,7 @@ from fairlead.errors import (
     Overloaded,
     PermissionDenied,
     RemoteInvalidInput,
+    Stalled,
     Unauthenticated,
     Unavailable,
 )
@@ -76,6 +77,7 @@ class Connection:
         tls: TlsFiles | None = None,
         allow_insecure: bool = False,
         timeout_seconds: float = 60.0,
+        first_connect_seconds: float | None = None,
     ) -> None:
         """
         Args:
@@ -84,6 +86,8 @@ class Connection:
             tls: certificates, such as `[tls]` of a run; an address that begins with `https:` needs none.
             allow_insecure: allow sending the key to other machines in plain text.
             timeout_seconds: deadline of a request with its retries.
+            first_connect_seconds: how long to try to connect for the first time, since the address may be
+                wrong; None for the time of the request.
 
         Raises:
             ConfigError: the address is invalid, or a key would be sent in plain text.
@@ -104,6 +108,8 @@ class Connection:
         self._host, self._port = host, port or (443 if self._context else 80)
         self._prefix = url.path.rstrip("/")
         self._timeout_seconds = timeout_seconds
+        self._first_connect_seconds = first_connect_seconds
+        self._connect_until: float | None = None
         secure = allow_insecure or self._context is not None
         credentials = Credentials([f"{host}:{self._port}"], api_key=api_key, allow_insecure=secure)
         self.headers = dict(credentials.metadata or ())
@@ -129,12 +135,15 @@ class Connection:
             InvalidInput: the service refuses a field; names it.
             FairleadError: Unauthenticated, PermissionDenied, NotFound, Conflict …, as the service says.
             Unavailable, Overloaded, DeadlineExceeded: until the deadline.
+            Stalled: nothing answers at the address within `first_connect_seconds`.
         """
         data = None if body is None else json.dumps(body).encode()
         sent = {**self.headers, **(headers or {})}
         if data is not None:
             sent["content-type"] = "application/json"
         deadline = time.monotonic() + self._timeout_seconds
+        if self._first_connect_seconds is not None:
+            self._connect_until = time.monotonic() + self._first_connect_seconds
         return retry_blocking(
             lambda: self._once(method, path, data, sent, deadline),
             what=f"the feedback service at {self.address}",
@@ -153,7 +162,13 @@ class Connection:
             raise DeadlineExceeded(f"no response from {self.address} within {left:.0f} s") from None
         except (OSError, http.client.HTTPException) as error:
             self.close()
+            if self._connect_until is not None and time.monotonic() > self._connect_until:
+                raise Stalled(
+                    f"nothing answers at {self.address}: {error}; check the address, and that the feedback "
+                    "service runs"
+                ) from error
             raise Unavailable(f"the feedback service at {self.address}: {error}") from error
+        self._first_connect_seconds = self._connect_until = None
         if reply.status >= 400:
             raise _error(reply)
         return reply
@@ -162,20 +177,30 @@ class Connection:
         self, method: str, path: str, data: bytes | None, headers: Mapping[str, str], seconds: float
     ) -> Reply:
         connection = self._open
-        if connection is None:
-            if self._context is None:
-                connection = http.client.HTTPConnection(self._host, self._port, timeout=seconds)
-            else:
-                connection = http.client.HTTPSConnection(
-                    self._host, self._port, timeout=seconds, context=self._context
-                )
-            self._open = connection
-        if connection.sock is not None:
-            connection.sock.settimeout(seconds)
+        if connection is None or connection.sock is None:
+            connection = self._connect(seconds)
+        connection.sock.settimeout(seconds)
         connection.request(method, self._prefix + path, data, dict(headers))
         response = connection.getresponse()
         found = {name.lower(): value for name, value in response.getheaders()}
         return Reply(response.status, found, response.read())
+
+    def _connect(self, seconds: float) -> http.client.HTTPConnection:
+        """Return a new connection; raises ConnectionError if nothing answers in time."""
+        if self._first_connect_seconds is not None:
+            seconds = min(seconds, self._first_connect_seconds)
+        if self._context is None:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=seconds)
+        else:
+            connection = http.client.HTTPSConnection(
+                self._host, self._port, timeout=seconds, context=self._context
+            )
+        try:
+            connection.connect()
+        except TimeoutError:
+            raise ConnectionError(f"no answer within {seconds:.0f} s") from None
+        self._open = connection
+        return connection
 
 
 def _error(reply: Reply) -> FairleadError:
@@ -183,7 +208,7 @@ def _error(reply: Reply) -> FairleadError:
         error = json.loads(reply.body)["error"]
         message, field = str(error["message"]), error.get("field")
     except (ValueError, KeyError, TypeError, AttributeError):
-        message, field = f"HTTP status {reply.status}", None
+        message, field = f"HTTP status {reply.status}, not from a feedback service: check the address", None
     if reply.status in (429, 503) and "retry-after" in reply.headers:
         delay = reply.headers.get("retry-after-ms") or f"{reply.headers['retry-after']}000"
         seconds = float(delay) / 1000 if delay.isdigit() else 1.0
