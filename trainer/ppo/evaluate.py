@@ -214,7 +214,7 @@ class Evaluation:
         keys += [f"reward.{key}" for key in ("engine", "path", "function", "combined", "ensemble")]
         keys += [f"ppo.{key}" for key in ("missing_eos_penalty", "normalise_scores")]
         keys += ["data.heldout_prompts", "sampling.max_new_tokens", "sampling.stop_strings"]
-        values = self._config.model_dump(mode="json")
+        values = self._config.model_dump(mode="json", include={key.partition(".")[0] for key in keys})
         found = {key: values[key.partition(".")[0]][key.partition(".")[2]] for key in keys}
         return found | {"ppo.kl_coefficient": self._config.ppo.final_kl_coefficient}
 
