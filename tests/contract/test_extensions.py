@@ -37,6 +37,7 @@ def test_documented_objects_match_the_published_schemas():
         assert faults(one) == []
 
 
+@pytest.mark.slow  # renders every variant, which test_manifests.py does too
 @needs_kubectl
 def test_every_published_schema_is_used():
     rendered_objects = [one for name in VARIANTS for one in rendered(name) if is_of_extension(one)]

@@ -254,7 +254,10 @@ def test_folder_that_cannot_be_written_is_an_error(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("damage", ["cut", "without a model", "missing"])
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", *(pytest.param(name, marks=pytest.mark.slow) for name in ("without a model", "missing"))],
+)
 def test_damaged_answers_are_asked_for_again(damage: str, tmp_path: Path) -> None:
     seed = Seed(Plan(num_answers=2), 0, tmp_path / "seed-0")
     _finished(seed, QUALITY)
