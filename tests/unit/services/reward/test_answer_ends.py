@@ -181,7 +181,7 @@ def by_transformers(folder: Path, ids: tuple[int, ...]) -> float:
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("chatml", "gemma3", "mistral") else pytest.param(name, marks=pytest.mark.slow)
+        name if name in ("chatml", "mistral", "phi3") else pytest.param(name, marks=pytest.mark.slow)
         for name in FAMILIES
     ],
 )
