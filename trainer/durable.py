@@ -18,7 +18,7 @@ from typing import BinaryIO
 from safetensors import SafetensorError
 
 from fairlead.errors import OutOfSpace, ReadOnlyDisk
-from fairlead.transports.weights.disk import error_number, sync
+from fairlead.transports.weights.disk import FORBIDDEN, FULL, error_number, sync
 
 _FREE_SPACE = "free some space, or lower checkpoint.keep and weights.keep"
 _NOTHING_LOST = (
@@ -72,7 +72,8 @@ def open_lines(path: Path) -> BinaryIO:
 
 @contextmanager
 def explained_disk_errors() -> Iterator[None]:
-    """Turn the errors of a full or a read-only disk into ours, which name the disk and what to do.
+    """Turn the errors of a full or a read-only disk, and of missing permissions, into ours, which name the
+    file and what to do.
 
     Raises:
         OutOfSpace, ReadOnlyDisk: instead of the system's and safetensors' own errors.
@@ -84,10 +85,16 @@ def explained_disk_errors() -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         where = f" of {error.filename}" if isinstance(error, OSError) and error.filename else ""
         number = error_number(error)
-        if number in (errno.ENOSPC, errno.EDQUOT):
+        if number == errno.EFBIG:
+            limit = "a limit on the size of files (`ulimit -f`) is reached: raise it"
+            raise OutOfSpace(f"{limit} ({error}). {_NOTHING_LOST}") from error
+        if number in FULL:
             raise OutOfSpace(f"the disk{where} is full: {_FREE_SPACE}. {_NOTHING_LOST}") from error
         if number == errno.EROFS:
             raise ReadOnlyDisk(f"the disk{where} is read-only: {error}. {_NOTHING_LOST}") from error
+        if number in FORBIDDEN:
+            allow = f"give user {os.geteuid()} of this process the permission"
+            raise ReadOnlyDisk(f"{error}: {allow}. {_NOTHING_LOST}") from error
         raise
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from fairlead.errors import OutOfSpace, ReadOnlyDisk
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, of a quota, and of a limit on the size of a file (`ulimit -f`)."""
+FORBIDDEN = (errno.EACCES, errno.EPERM)
+"""Errors of a file or a folder that this user may not write, or read."""
 
 
 @contextmanager
@@ -31,9 +33,9 @@ def named_disk_errors(folder: Path, what: str) -> Iterator[None]:
         yield
     except Exception as error:
         number = error_number(error)
-        if number in _FULL:
+        if number in FULL:
             raise OutOfSpace(f"{what} cannot be written: the disk of {folder} is full ({error})") from error
-        if number in _READ_ONLY:
+        if number in (errno.EROFS, *FORBIDDEN):
             raise ReadOnlyDisk(f"{what} cannot be written: {folder} is read-only ({error})") from error
         raise
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fairlead.config.training import PpoSection
-from fairlead.errors import OutOfMemory, exit_code
+from fairlead.errors import OutOfMemory, OutOfSpace, ReadOnlyDisk, exit_code
 from tests.tiny import tiny_causal_lm
-from trainer import memory
+from trainer import durable, memory
 
 ROOT = Path(__file__).parents[3]
 
@@ -143,6 +145,37 @@ with Run(configured(disk / "run", model), model) as run:
 resumed = same(weights(run.models), expected)
 print(json.dumps({"error": error_text, "there": there, "same": resumed, "result": result}))
 """
+
+
+def test_limit_of_the_size_of_files_is_explained_and_the_old_file_stays(tmp_path: Path):
+    file = tmp_path / "result.json"
+    durable.write_json(file, {"old": True})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+    try:
+        with pytest.raises(OutOfSpace, match=r"`ulimit -f`.*raise it.*run the same command again"):
+            with durable.explained_disk_errors():
+                durable.write_json(file, {"text": "x" * 2_000})
+        with pytest.raises(OutOfSpace, match="`ulimit -f`"), durable.explained_disk_errors():
+            save_file({"a": torch.zeros(1_000)}, tmp_path / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert json.loads(file.read_text()) == {"old": True}
+
+
+def test_missing_permission_is_explained(tmp_path: Path):
+    (tmp_path / "run").mkdir(mode=0o500)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65_534)
+        with pytest.raises(ReadOnlyDisk, match=r"Permission denied: .*run.*give user \d+") as caught:
+            with durable.explained_disk_errors():
+                durable.write_json(tmp_path / "run" / "result.json", {"new": True})
+    finally:
+        os.seteuid(user)
+    assert exit_code(caught.value) == 1
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 # Space for the journal and the next weights but no checkpoint; for the journal only; for neither.
