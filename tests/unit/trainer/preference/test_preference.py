@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
 from fairlead.config import RunConfig
@@ -142,6 +143,11 @@ def test_reference_is_read_only_where_everything_is_the_same(tmp_path: Path, cap
     # One file in the place of another.
     values = load_file(one)
     save_file(values, two, {"made_from": one.stem})
+    assert run("b")[1] == [1_024]
+    # Of another type, with the digest of what it holds.
+    narrow = torch.zeros(1_024)
+    digest = blake3(narrow.numpy().tobytes()).hexdigest()
+    save_file({"logprobs": narrow}, two, {"made_from": two.stem, "blake3": digest})
     assert run("b")[1] == [1_024]
     assert run("")[1] == [1_024, 476]
     assert run("")[1] == [1_024, 476]
