@@ -69,6 +69,8 @@ class StageCheckpoints:
     def load(self) -> Checkpoint | None:
         """Return the newest undamaged checkpoint; None without one that was made from the same inputs."""
         found = self._store.load_newest(_LINEAGE) if self._group.is_first else None
+        if found is None and self._group.is_first and self._store.versions():
+            logger.warning("%s starts from the beginning: all its checkpoints are damaged", self._stage)
         found = self._agreed(found)
         if found is None:
             return None
@@ -131,6 +133,8 @@ class StageCheckpoints:
     def forget(self) -> None:
         """Delete every checkpoint, on the first rank."""
         if self._group.is_first:
+            with contextlib.suppress(OSError):
+                self._store.forget()
             shutil.rmtree(self._root, ignore_errors=True)
 
 

@@ -156,6 +156,7 @@ def test_damaged_checkpoint_is_skipped(tmp_path: Path, stops_on_sigterm: None, c
         file.write_bytes(file.read_bytes()[:-1])
     sft.train(config)
     assert "is damaged and is skipped" in caplog.text
+    assert "sft starts from the beginning: all its checkpoints are damaged" in caplog.text
     assert config.folder.result("sft").exists()
 
 
