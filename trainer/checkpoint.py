@@ -250,8 +250,8 @@ class CheckpointStore:
         good = [version for version in self._candidates(lineage) if version not in self._damaged]
         for version in set(self.versions()) - set(good[:keep]) - set(protected):
             if version.incarnation <= incarnation:
-                (self.root / str(version)).rename(self.root / f".{version}.deleted")
-        for leftover in self.root.glob(".*-*.*"):  # renamed above, or left by a crash
+                self._delete(version)
+        for leftover in self.root.glob(".*-*.*"):  # left by a crash
             owner = _LEFTOVER.fullmatch(leftover.name)
             if owner and int(owner[1]) <= incarnation:
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -259,7 +259,14 @@ class CheckpointStore:
     def forget(self) -> None:
         """Delete every checkpoint; the claims stay, so that the next start is a newer incarnation."""
         for version in self.versions():
-            shutil.rmtree(self.root / str(version))
+            self._delete(version)
+
+    def _delete(self, version: WeightVersion) -> None:
+        """Rename a checkpoint, and then delete it: a backup that copies it never sees a part of it."""
+        deleted = self.root / f".{version}.deleted"
+        shutil.rmtree(deleted, ignore_errors=True)  # left by a crash
+        (self.root / str(version)).rename(deleted)
+        shutil.rmtree(deleted, ignore_errors=True)
 
     def _check_fence(self, incarnation: int) -> None:
         newest = max(claims.claimed(self.root), default=0)

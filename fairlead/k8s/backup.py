@@ -20,7 +20,13 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fairlead.errors import CorruptCheckpoint, FairleadError, InvalidInput, Unavailable, exit_code
+from fairlead.errors import (
+    CorruptCheckpoint,
+    FairleadError,
+    InvalidInput,
+    Unavailable,
+    exit_code,
+)
 from fairlead.log import setup
 
 logger = logging.getLogger(__name__)
@@ -33,6 +39,7 @@ _CHECKPOINTS = "checkpoints"
 _NOT_COPIED = ("weights", "weight_caches")
 _MANIFEST = "manifest.json"
 _ATTEMPTS = 5
+_NO_STORE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
 def back_up_runs(runs: Path, target: Path, *, keep: int) -> Path:
@@ -51,7 +58,7 @@ def back_up_runs(runs: Path, target: Path, *, keep: int) -> Path:
 
     Raises:
         InvalidInput: if `runs` is no folder.
-        CorruptCheckpoint: if a copied checkpoint is damaged; names the file.
+        CorruptCheckpoint: if a copied checkpoint is damaged or lacks a file; names the file.
         Unavailable: if checkpoints are deleted faster than they are copied.
     """
     if not runs.is_dir():
@@ -75,6 +82,7 @@ def back_up_store(store: Path, target: Path, *, keep: int) -> Path:
 
     Raises:
         InvalidInput: if there is no such store, or the copy is damaged.
+        Unavailable: if it cannot be copied now: the disk of the copies is full, or the store is locked.
     """
     if not store.is_file():
         raise InvalidInput("store", got=str(store), allowed="a SQLite file")
@@ -86,6 +94,9 @@ def back_up_store(store: Path, target: Path, *, keep: int) -> Path:
             with closing(sqlite3.connect(copy)) as opened:
                 (found,) = opened.execute("PRAGMA integrity_check").fetchone()
         except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NO_STORE:
+                kept = "earlier backups are unchanged"
+                raise Unavailable(f"{store} cannot be copied to {target}: {error}; {kept}") from error
             raise InvalidInput("store", got=f"{store} ({error})", allowed="a SQLite file") from error
         if found != "ok":
             raise InvalidInput("store", got=f"{store} ({found})", allowed="an undamaged SQLite file")
@@ -170,9 +181,16 @@ def _others(run: Path) -> Iterator[Path]:
 
 
 def _copy_checkpoints(folder: Path, backup: _Backup, place: Path) -> None:
-    """Copy all checkpoints of a folder, from which a trainer deletes old ones meanwhile."""
+    """Copy all checkpoints of a folder, from which a trainer deletes old ones meanwhile; a stage that has
+    finished deletes all of them, with the folder.
+    """
     for attempt in range(1, _ATTEMPTS + 1):
-        found = [path for path in sorted(folder.iterdir()) if (path / _MANIFEST).is_file()]
+        try:
+            # Hidden folders are checkpoints that are being written or deleted.
+            names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        except FileNotFoundError:
+            return
+        found = [folder / name for name in names if (folder / name / _MANIFEST).is_file()]
         copied = [path for path in found if _copy_checkpoint(path, backup, place / path.name)]
         if copied or not found:
             return
@@ -192,6 +210,8 @@ def _copy_checkpoint(checkpoint: Path, backup: _Backup, place: Path) -> bool:
         return False
     copy = backup.folder / place
     for name, digest in json.loads((copy / _MANIFEST).read_text(encoding="utf-8"))["files"].items():
+        if not (copy / name).is_file():
+            raise CorruptCheckpoint(f"{checkpoint / name}: {_MANIFEST} names this file, which does not exist")
         with (copy / name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise CorruptCheckpoint(f"{checkpoint / name}: its content is not what {_MANIFEST} says")

@@ -8,6 +8,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -98,11 +100,63 @@ def test_backups_link_what_is_unchanged_and_only_the_newest_are_kept(tmp_path, r
     assert sorted(target.iterdir()) == [second, third]
 
 
+def test_stage_that_finishes_meanwhile_does_not_end_a_backup(tmp_path, run):
+    """It deletes all its checkpoints, and their folder."""
+    root = run / "checkpoints_sft"
+    stopped = threading.Event()
+
+    def stages() -> None:
+        while not stopped.is_set():
+            store = CheckpointStore(root)
+            for update in (1, 2):
+                tensors = {name: {"w": torch.zeros(4)} for name in "abcdefgh"}
+                store.save(WeightVersion(1, update), tensors=tensors, state={})
+            store.forget()
+            shutil.rmtree(root)
+
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(stages)
+        try:
+            seen = set()
+            for _ in range(20):
+                made = backup.back_up_runs(run.parent, tmp_path / "backups", keep=1) / "help"
+                assert (made / "checkpoints" / "1-5").is_dir()
+                for found in (made / "checkpoints_sft").glob("1-*"):
+                    seen.add(found.name)
+                    assert len(list(found.iterdir())) == 10
+        finally:
+            stopped.set()
+        running.result()
+    assert seen
+
+
+def test_store_whose_copy_does_not_fit_is_not_called_invalid(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "feedback.db", isolation_level=None)) as store:
+        store.execute("CREATE TABLE judgments (text)")
+        store.execute("INSERT INTO judgments VALUES (?)", ("x" * 100_000,))
+    first = backup.back_up_store(tmp_path / "feedback.db", tmp_path / "backups", keep=2)
+    script = (
+        "import resource, sys; from fairlead.k8s import backup; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); "
+        "sys.exit(backup.main(['store', *sys.argv[1:]]))"
+    )
+    arguments = [str(tmp_path / "feedback.db"), str(tmp_path / "backups")]
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 1
+    assert re.search(r"feedback\.db cannot be copied to .*; earlier backups are unchanged", ended.stderr)
+    assert list((tmp_path / "backups").iterdir()) == [first]
+
+
 def test_damage_leaves_no_backup(tmp_path, run):
     (run / "checkpoints" / "1-5" / "policy.safetensors").write_bytes(b"damaged")
     with pytest.raises(CorruptCheckpoint, match=r"1-5/policy\.safetensors"):
         backup.back_up_runs(run.parent, tmp_path / "backups", keep=2)
     assert list((tmp_path / "backups").iterdir()) == []
+    (run / "checkpoints" / "1-5" / "policy.safetensors").unlink()
+    with pytest.raises(CorruptCheckpoint, match=r"1-5/policy\.safetensors.*does not exist"):
+        backup.back_up_runs(run.parent, tmp_path / "backups", keep=2)
     (tmp_path / "no.db").write_text("no database")
     with pytest.raises(InvalidInput, match=r"no\.db \(file is not a database\)"):
         backup.back_up_store(tmp_path / "no.db", tmp_path / "backups", keep=2)
