@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -38,15 +39,20 @@ def save(config: RunConfig, path: Path) -> None:
 
 
 def replace_text(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Replace a file atomically: readers see the old text or the new text.
+    """Replace a file atomically: readers see the old text or the new text. A failure leaves only the old one.
 
     Only the owner may read it unless `mode` says otherwise: a configuration names paths, addresses and users.
     """
     aside = path.with_name(f"{path.name}.{os.getpid()}")
     aside.unlink(missing_ok=True)
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
-        file.write(text)
-    aside.replace(path)
+    try:
+        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+            file.write(text)
+        aside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
 
 
 def as_toml(config: RunConfig, *, without_defaults: bool = False, only: Collection[str] | None = None) -> str:
