@@ -138,6 +138,11 @@ def _matched(
     train, heldout = (
         _mismatched(side, config.seed, max_tokens=max_tokens) for side in (answers.train, answers.heldout)
     )
+    if len({example.prompt for example in train}) == 1:
+        logger.warning(
+            "all answers to train on are to one prompt, so that z, the divergence of policy and reference, "
+            "is estimated from them and not from answers to other prompts; add other prompts"
+        )
     both = [*train, *heldout]
     good = sum(example.good for example in both)
     if not train or not 0 < sum(example.good for example in train) < len(train):
@@ -162,18 +167,30 @@ def _mismatched(answers: Sequence[Example], seed: int, *, max_tokens: int) -> tu
     prompt.
     """
     order = seeds.permutation(len(answers), seed, "mismatched")
-    following = {index: order[(place + 1) % len(order)] for place, index in enumerate(order)}
+    others = next_others([answers[index].prompt for index in order])
+    matched_with = {index: order[other] for index, other in zip(order, others, strict=True)}
     found = []
     for index, example in enumerate(answers):
-        other = following[index]
-        while answers[other].prompt == example.prompt and other != index:
-            other = following[other]
-        sequence, another = example.sequences[0], answers[other].sequences[0]
+        sequence, another = example.sequences[0], answers[matched_with[index]].sequences[0]
         prompt = sequence.token_ids[: sequence.prompt_length]
         answer = another.token_ids[another.prompt_length :]
         matched = (sequence, _joined(prompt, answer, max_tokens=max_tokens))
         found.append(Example(matched, (), good=example.good, prompt=example.prompt))
     return tuple(found)
+
+
+def next_others(prompts: Sequence[str]) -> list[int]:
+    """Return for each place in a circle the next one with another prompt; its own place if there is none."""
+    count = len(prompts)
+    found = list(range(count))
+    nearest: int | None = None
+    for place in range(2 * count - 2, -1, -1):
+        following = (place + 1) % count
+        if prompts[following] != prompts[place % count]:
+            nearest = following
+        if place < count and nearest is not None:
+            found[place] = nearest
+    return found
 
 
 def _joined(prompt: Sequence[int], answer: Sequence[int], *, max_tokens: int) -> TokenSequence:

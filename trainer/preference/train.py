@@ -103,7 +103,10 @@ def train(config: RunConfig, metrics: ProgressMetrics | None = None, *, group: G
         checkpoints.forget()
         tracker.phase("done")
     pairs = sum(map(len, found.margins.values()))
-    logger.info("preference: held-out accuracy %.4f of %d", found.figures["accuracy"], pairs)
+    if pairs:
+        logger.info("preference: held-out accuracy %.4f of %d", found.figures["accuracy"], pairs)
+    else:
+        logger.warning("preference: nothing is held out, so that nothing measures what was learnt")
     return result
 
 
