@@ -150,7 +150,11 @@ def differences(stage: str, config: RunConfig, now: StageInputs) -> list[str]:
 
 
 def warn_if_continued(stage: str, config: RunConfig, changed: Sequence[str]) -> None:
-    """Log a warning with what has changed, if the stage has a checkpoint that was made from other inputs."""
+    """Log a warning with what has changed since the last start, if the stage has a checkpoint.
+
+    Only PPO is known to continue from it. Another stage finds out when it has read its data: the checkpoint
+    may be older than the last start, and made from the inputs of now.
+    """
     if not changed or not has_checkpoints(stage, config):
         return
     if stage == "ppo":
@@ -159,8 +163,10 @@ def warn_if_continued(stage: str, config: RunConfig, changed: Sequence[str]) -> 
             f"over, use another name (`--set name=...`) or remove {config.folder.root}"
         )
     else:
-        verb = stage.replace("_", "-")
-        what = f"{verb} starts from the beginning, because its checkpoint was made from other inputs"
+        what = (
+            f"the inputs of {stage.replace('_', '-')} have changed since its last start; it does not "
+            "continue from a checkpoint of other inputs"
+        )
     logger.warning("%s. Changed: %s", what, "; ".join(changed))
 
 

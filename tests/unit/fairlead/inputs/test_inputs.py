@@ -197,3 +197,21 @@ def test_continued_run_is_warned_of_and_the_change_is_kept(
     assert changed("ppo", other) == []
     [entry] = json.loads(config.folder.inputs("ppo").read_text())["changes"]
     assert entry["changed"] == found
+
+
+def test_inputs_that_were_changed_for_one_start_are_not_called_a_reason_to_begin_again(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A start with a mistake in its inputs ends before it looks at the checkpoint, which is still good."""
+    config, mistaken = configured(folder), configured(folder, sft__epochs=9)
+    started("sft", config)
+    checkpoint = config.folder.stage_checkpoints("sft") / "1-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    started("sft", mistaken)
+    found = changed("sft", config)
+    inputs.warn_if_continued("sft", config, found)
+    [message] = caplog.messages
+    assert "the inputs of sft have changed since its last start" in message
+    assert "from the beginning" not in message
+    assert found[0] in message
