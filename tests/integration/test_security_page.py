@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
-import ssl
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from fairlead.config import load
 from tests.contract.test_documents import ROOT
-from tests.gateway_world import gateway
+from tests.integration.test_rollout_worker_process import free_port
 from tests.tiny import tiny_reward_model
-from tests.unit.services.reward.reward_world import reward_service
 
 PAGE = (ROOT / "docs" / "security.md").read_text()
 
@@ -27,47 +26,67 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S)
 
 
-def shell(script: str, folder: Path, **environment: str) -> str:
-    """Run a script with this environment's programs first on the PATH; return what it prints."""
+def environment(**more: str) -> dict[str, str]:
+    """Return an environment with this one's programs first on the PATH."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, **more}
+
+
+def shell(script: str, folder: Path, **more: str) -> str:
+    """Run a script; return what it prints."""
     done = subprocess.run(
         ["/bin/bash", "-euc", script],
         cwd=folder,
-        env={**os.environ, "PATH": path, **environment},
+        env=environment(**more),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.slow
-async def test_five_minute_start(tmp_path: Path, monkeypatch):
-    setup, request = blocks("bash")[:2]
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_five_minute_start(tmp_path: Path):
+    setup, services, request = blocks("bash")[:3]
     (configuration,), (python,) = blocks("toml"), blocks("python")
+    ports = {"5002": str(free_port()), "8000": str(free_port())}
+
+    def placed(text: str) -> str:
+        return re.sub(":(5002|8000)", lambda found: f":{ports[found[1]]}", text)
+
     printed = shell(setup, tmp_path)
     key = re.findall(r"^fl_search_[0-9a-f]{64}$", printed, re.M)[0]
-    (tmp_path / "run.toml").write_text(configuration)
-    monkeypatch.chdir(tmp_path)
-    config = load(tmp_path / "run.toml")
-    folder = tiny_reward_model(tmp_path / "reward")
-    sections = {f"tls.{name}": value for name, value in config.tls.model_dump().items()}
-    sections["keys.file"] = config.keys.file
-    monkeypatch.setenv("FAIRLEAD_API_KEY", key)
-    async with reward_service(folder, keys=config.keys, tls=config.tls) as world:
-        python = python.replace("localhost:5002", world.address.replace("127.0.0.1", "localhost"))
-        script = tmp_path / "ask.py"
-        script.write_text(python.replace("fl_search_…", key))
-        scores = await asyncio.to_thread(shell, f"python {script}", tmp_path)
-        assert re.fullmatch(r"\(-?[0-9.e-]+,\)\n", scores)
-        client = ssl.create_default_context(cafile="client.pem")
-        if shutil.which("curl") is None:
-            pytest.skip("the rest needs curl")
-        async with gateway(reward=world.address, sections=sections, client=client) as http:
-            port = http.address.rpartition(":")[2]
-            answer = await asyncio.to_thread(
-                shell, request.replace("localhost:8000", f"localhost:{port}"), tmp_path, KEY=key
-            )
-    assert '"reward"' in answer
+    tiny_reward_model(tmp_path / "reward")
+    model = '[reward]\npath = "reward"\n'
+    (tmp_path / "run.toml").write_text(placed(configuration).replace("[reward]\n", model))
+    script = tmp_path / "ask.py"
+    script.write_text(placed(python).replace("fl_search_…", key))
+    with (tmp_path / "log").open("w") as log:
+        started = subprocess.Popen(
+            ["/bin/bash", "-euc", services + "wait"],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 300
+        while not all(listens(int(port)) for port in ports.values()):
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        assert re.fullmatch(r"\(-?[0-9.e-]+,\)\n", shell(f"python {script}", tmp_path))
+        assert '"reward"' in shell(placed(request), tmp_path, KEY=key)
+        assert '"reward"' not in shell(placed(request), tmp_path, KEY="fl_search_0")
+    finally:
+        os.killpg(started.pid, signal.SIGTERM)
+        started.wait(60)
