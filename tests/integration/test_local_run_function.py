@@ -76,7 +76,7 @@ def test_policy_learns_the_sums_that_the_function_rewards(tuned: Path, tmp_path:
     result = json.loads((folder / "result_ppo.json").read_text())
     assert (result["tasks_lost"], result["tasks_duplicated"]) == (0, 0)
     updates = lines(folder / "metrics_ppo.jsonl")
-    assert updates[0]["reward"] < 0.5
+    assert updates[0]["reward"] < 0.65  # half of the demonstrations are wrong
     assert [line["eval_reward"] for line in updates if "eval_reward" in line][-1] >= 0.9
 
 
