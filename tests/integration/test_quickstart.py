@@ -88,7 +88,8 @@ def test_quickstart_improves_the_policy_and_loses_no_task(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_break_it_games_the_reward_and_a_guard_fires_in_time(tmp_path: Path) -> None:
-    done = _quickstart(tmp_path, "--break-it")
+    # By chance the reward model of seed 0 is good enough that gold does not fall; see docs/results.md.
+    done = _quickstart(tmp_path, "--break-it", "--seed", "1")
     assert done.returncode == 0, done.stderr[-2_000:]
     folder = tmp_path / "runs" / "quickstart-break-it"
     found = json.loads((folder / "break_it.json").read_text())
