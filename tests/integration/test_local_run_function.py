@@ -24,7 +24,7 @@ rule = "constraint"
 constrained = "value"
 limit = 3.0
 multiplier = 0.0
-multiplier_step = 0.05
+multiplier_step = 0.1
 
 [reward.combined.terms.correct]
 function = "rewards.py:correct"
@@ -87,7 +87,7 @@ def test_multiplier_of_a_constraint_brings_its_term_below_the_limit(tuned: Path,
     file.write_text(before + TERMS + "\n[sampling]" + rest.partition("[sampling]")[2])
     with (tmp_path / "rewards.py").open("a") as source:
         source.write(VALUE)
-    run("ppo", tmp_path, "--set", "ppo.updates=12", "--set", "evaluation.every_updates=12")
+    run("ppo", tmp_path, "--set", "ppo.updates=30", "--set", "evaluation.every_updates=30")
     folder = tmp_path / "runs" / "arithmetic"
     updates = lines(folder / "metrics_ppo.jsonl")
     assert updates[0]["term_value"] > 3.5
