@@ -20,13 +20,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fairlead.errors import (
-    CorruptCheckpoint,
-    FairleadError,
-    InvalidInput,
-    Unavailable,
-    exit_code,
-)
+from fairlead.errors import CorruptCheckpoint, FairleadError, InvalidInput, Unavailable, exit_code
 from fairlead.log import setup
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pytest
 
 from fairlead.errors import NotFound, Stalled
 from fairlead.feedback_client.connection import Connection
+from tests.unit.fairlead.rpc.rpc_world import dead_address
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -31,12 +31,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 @contextmanager
 def serving(port: int) -> Iterator[None]:
     with http.server.HTTPServer(("127.0.0.1", port), Handler) as server:
@@ -50,21 +44,19 @@ def serving(port: int) -> Iterator[None]:
 
 
 def test_address_where_nothing_answers_is_given_up_long_before_the_deadline() -> None:
-    connection = Connection(
-        f"127.0.0.1:{free_port()}", api_key="", timeout_seconds=600, first_connect_seconds=0.2
-    )
+    connection = Connection(dead_address(), api_key="", timeout_seconds=600, first_connect_seconds=0.2)
     with pytest.raises(Stalled, match=r"nothing answers at 127\.0\.0\.1:\d+: .*refused; check the address"):
         connection.request("GET", "/here")
 
 
 def test_service_that_starts_meanwhile_is_found_and_a_closed_connection_opened_again() -> None:
-    port = free_port()
-    connection = Connection(f"127.0.0.1:{port}", api_key="", timeout_seconds=60, first_connect_seconds=30)
+    address = dead_address()
+    connection = Connection(address, api_key="", timeout_seconds=60, first_connect_seconds=30)
     found: list[object] = []
     asking = threading.Thread(target=lambda: found.append(connection.request("GET", "/here").json))
     asking.start()
     time.sleep(0.3)
-    with serving(port):
+    with serving(int(address.rpartition(":")[2])):
         asking.join()
         assert found == [{"found": True}]
         assert connection.request("GET", "/here").json == {"found": True}
